@@ -1,0 +1,82 @@
+// timerome._C: functions that take addresses, sizes, a device index and a stream handle.
+//
+// No torch headers, so one build serves every torch version and torch is no build requirement. All checks, allocation
+// and registration are in Python (timerome/ops): nothing here may be called with unchecked arguments.
+#include <pybind11/pybind11.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "build_info.h"  // written by setup.py
+#include "kernels.h"
+
+namespace py = pybind11;
+using timerome::cuda_error_string;
+
+namespace {
+
+using Address = uintptr_t;
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+#ifdef TIMEROME_WITH_CUDA
+void check(int error, const char* function) {
+  if (error) throw std::runtime_error(std::string(function) + ": CUDA error: " + cuda_error_string(error));
+}
+#endif
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Compiled kernels of timerome. Private: use timerome.ops.";
+  m.attr("built_for") = TIMEROME_BUILT_FOR;
+  m.attr("cuda_archs") = TIMEROME_CUDA_ARCHS;
+  m.attr("cuda_why_not") = TIMEROME_CUDA_WHY_NOT;
+  const auto nogil = py::call_guard<py::gil_scoped_release>();
+
+  m.def(
+      "sparsify_add_cpu",
+      [](Address h, Address r, Address out, Address mask, int64_t rows, int64_t d, int64_t k, double alpha, int dtype,
+         int threads) {
+        timerome::sparsify_add_cpu(at<void>(h), at<float>(r), at<void>(out), at<uint8_t>(mask), rows, d, k,
+                                   float(alpha), dtype, threads);
+      },
+      nogil);
+  m.def(
+      "cholesky_append_cpu",
+      [](Address L, Address g, double gnn, Address out, int64_t n) {
+        return timerome::cholesky_append_cpu(at<double>(L), at<double>(g), gnn, at<double>(out), n);
+      },
+      nogil);
+  m.def(
+      "cholesky_delete_cpu",
+      [](Address L, Address out, int64_t n, int64_t j) {
+        timerome::cholesky_delete_cpu(at<double>(L), at<double>(out), n, j);
+      },
+      nogil);
+
+#ifdef TIMEROME_WITH_CUDA
+  m.attr("built_with_cuda") = true;
+  m.attr("sparsify_add_cuda_max_d") = timerome::kSparsifyAddCudaMaxD;
+  m.def("cuda_probe", [] {
+    int devices = 0, runtime = 0, driver = 0;
+    int error = timerome::cuda_device_count(&devices);
+    if (const int e = timerome::cuda_versions(&runtime, &driver)) error = error ? error : e;
+    return py::make_tuple(error ? cuda_error_string(error) : "", devices, runtime, driver);
+  });
+  m.def(
+      "sparsify_add_cuda",
+      [](Address h, Address r, Address out, Address mask, int64_t rows, int64_t d, int64_t k, double alpha, int dtype,
+         int device, Address stream) {
+        check(timerome::sparsify_add_cuda(at<void>(h), at<float>(r), at<void>(out), at<uint8_t>(mask), rows, d, k,
+                                          float(alpha), dtype, device, at<void>(stream)),
+              "sparsify_add");
+      },
+      nogil);
+#else
+  m.attr("built_with_cuda") = false;
+#endif
+}

@@ -1,0 +1,29 @@
+// Entry points of the compiled extension: plain addresses and sizes, no torch, no Python.
+//
+// dtype codes: 0 float32, 1 float16, 2 bfloat16. Matrices are row-major and contiguous. CUDA entry points return a
+// cudaError_t as int (0 is success) and run on the given device and stream; they leave the current device as it was.
+#pragma once
+#include <cstdint>
+
+namespace timerome {
+
+// out[t, :] = h[t, :] + alpha * r[t, :] on the k largest |r[t, :]|, h[t, :] elsewhere. mask may be null; out may be h.
+void sparsify_add_cpu(const void* h, const float* r, void* out, const uint8_t* mask, int64_t rows, int64_t d, int64_t k,
+                      float alpha, int dtype, int threads);
+
+// out (n+1, n+1) = Cholesky factor of [[L L^T, g], [g^T, gnn]]. Returns false, out undefined, when that is not
+// positive definite.
+bool cholesky_append_cpu(const double* L, const double* g, double gnn, double* out, int64_t n);
+
+// out (n-1, n-1) = Cholesky factor of L L^T without row and column j. Cannot fail.
+void cholesky_delete_cpu(const double* L, double* out, int64_t n, int64_t j);
+
+constexpr int64_t kSparsifyAddCudaMaxD = 8192;  // the row lives in registers: 32 values a thread, 256 threads
+int sparsify_add_cuda(const void* h, const float* r, void* out, const uint8_t* mask, int64_t rows, int64_t d, int64_t k,
+                      float alpha, int dtype, int device, void* stream);
+
+int cuda_device_count(int* count);
+int cuda_versions(int* runtime, int* driver);
+const char* cuda_error_string(int error);
+
+}  // namespace timerome

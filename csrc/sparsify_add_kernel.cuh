@@ -1,0 +1,200 @@
+// Device side of sparsify_add: no torch, no launches, so that it compiles anywhere and runs in the test emulator.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace timerome {
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
+__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+template <class T>
+__device__ __forceinline__ T from_float(float x);
+template <>
+__device__ __forceinline__ float from_float<float>(float x) {
+  return x;
+}
+template <>
+__device__ __forceinline__ __half from_float<__half>(float x) {
+  return __float2half(x);
+}
+template <>
+__device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
+  return __float2bfloat16(x);
+}
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;
+
+// Sum over all threads before this one, and over all. Every thread of the block must call it.
+__device__ __forceinline__ uint32_t exclusive_scan(uint32_t value, uint32_t* warp_sum, uint32_t* total) {
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  uint32_t inclusive = value;
+#pragma unroll
+  for (int offset = 1; offset < 32; offset <<= 1) {
+    const uint32_t other = __shfl_up_sync(~0u, inclusive, offset);
+    if (lane >= offset) inclusive += other;
+  }
+  if (lane == 31) warp_sum[warp] = inclusive;
+  __syncthreads();
+  uint32_t before = 0, all = 0;
+#pragma unroll
+  for (int i = 0; i < kWarps; i++) {
+    if (i < warp) before += warp_sum[i];
+    all += warp_sum[i];
+  }
+  __syncthreads();  // warp_sum may be reused at once
+  *total = all;
+  return before + inclusive - value;
+}
+
+struct Pick {
+  uint32_t bin;    // the bin that holds the need-th largest value
+  uint32_t need;   // how many of that bin are wanted
+  uint32_t count;  // how many that bin holds
+};
+
+// Walks the histogram from its last bin down. Every thread of the block must call it.
+template <int kBins>
+__device__ Pick pick_bin(const uint32_t* histogram, uint32_t need, uint32_t* warp_sum, Pick* shared) {
+  constexpr int kPer = kBins / kThreads;  // bins of one thread; thread 0 owns the highest
+  uint32_t count[kPer], sum = 0, total;
+#pragma unroll
+  for (int i = 0; i < kPer; i++) sum += count[i] = histogram[kBins - 1 - (int(threadIdx.x) * kPer + i)];
+  uint32_t above = exclusive_scan(sum, warp_sum, &total);
+  if (above < need && above + sum >= need) {
+#pragma unroll
+    for (int i = 0; i < kPer; i++) {
+      if (above < need && above + count[i] >= need)
+        *shared = {uint32_t(kBins - 1 - (int(threadIdx.x) * kPer + i)), need - above, count[i]};
+      above += count[i];
+    }
+  }
+  __syncthreads();
+  const Pick pick = *shared;
+  __syncthreads();
+  return pick;
+}
+
+template <class T>
+struct alignas(4 * sizeof(T)) Quad {
+  T e[4];
+};
+
+// Four neighbours from column c on; past the end of the row they read as zero and are not written. kAligned promises
+// that d is a multiple of 4 and that rows start on a boundary of a whole quad.
+template <bool kAligned, class T>
+__device__ __forceinline__ Quad<T> load_quad(const T* row, int c, int d) {
+  Quad<T> quad = {};
+  if (kAligned) {
+    if (c < d) quad = *reinterpret_cast<const Quad<T>*>(row + c);
+  } else {
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+      if (c + j < d) quad.e[j] = row[c + j];
+  }
+  return quad;
+}
+template <bool kAligned, class T>
+__device__ __forceinline__ void store_quad(T* row, int c, int d, const Quad<T>& quad) {
+  if (kAligned) {
+    if (c < d) *reinterpret_cast<Quad<T>*>(row + c) = quad;
+  } else {
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+      if (c + j < d) row[c + j] = quad.e[j];
+  }
+}
+
+// out[t, :] = h[t, :] + alpha * r[t, :] on the k largest |r[t, :]| (ties: lowest index first), h[t, :] elsewhere.
+// One block a row, the row of r in registers: thread x holds the quads x, x + 256, ... . A radix selection over the
+// magnitude's bits, 11 + 10 + 10 of them, finds the threshold exactly; every NaN is above infinity. h and out may be
+// the same memory, hence no __restrict__ on them.
+template <class T, int kPerThread, bool kAligned>
+__global__ void __launch_bounds__(kThreads)
+    sparsify_add_kernel(const T* h, const float* __restrict__ r, T* out, const uint8_t* __restrict__ mask, int64_t rows,
+                        int d, int k, float alpha) {
+  constexpr int kQuads = kPerThread / 4;
+  static_assert(kPerThread <= 32, "the kept entries of a thread are one 32-bit word");
+  __shared__ uint32_t histogram[2048];
+  __shared__ uint32_t warp_sum[kWarps];
+  __shared__ Pick shared_pick;
+  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+    const T* h_row = h + row * d;
+    T* out_row = out + row * d;
+    if (k == 0 || (mask && !mask[row])) {
+      if (out_row != h_row)
+        for (int c = threadIdx.x; c < d; c += kThreads) out_row[c] = h_row[c];
+      continue;
+    }
+    Quad<float> value[kQuads];
+    uint32_t inside = 0;  // bit 4q+j: entry j of quad q is a column of the row, not padding
+#pragma unroll
+    for (int q = 0; q < kQuads; q++) {
+      const int c = (q * kThreads + int(threadIdx.x)) * 4;
+      value[q] = load_quad<kAligned>(r + row * d, c, d);
+#pragma unroll
+      for (int j = 0; j < 4; j++) inside |= uint32_t(c + j < d) << (4 * q + j);
+    }
+    uint32_t keep = inside;
+    if (k < d) {
+      Pick pick = {0, uint32_t(k), 0};
+      uint32_t threshold = 0;
+#pragma unroll
+      for (int pass = 0; pass < 3; pass++) {
+        const int shift = pass == 0 ? 20 : pass == 1 ? 10 : 0;
+        const uint32_t bits = pass == 0 ? 2047 : 1023;
+        for (int i = threadIdx.x; i < 2048; i += kThreads) histogram[i] = 0;
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < kPerThread; i++) {
+          const uint32_t magnitude = __float_as_uint(value[i / 4].e[i % 4]) & 0x7fffffffu;
+          if ((inside >> i & 1) && (pass == 0 || magnitude >> (shift + 10) == threshold))
+            atomicAdd(&histogram[magnitude >> shift & bits], 1u);
+        }
+        __syncthreads();
+        pick = pass == 0 ? pick_bin<2048>(histogram, pick.need, warp_sum, &shared_pick)
+                         : pick_bin<1024>(histogram, pick.need, warp_sum, &shared_pick);
+        threshold = pass == 0 ? pick.bin : threshold << 10 | pick.bin;
+      }
+      uint32_t tied = 0;
+      keep = 0;
+#pragma unroll
+      for (int i = 0; i < kPerThread; i++) {
+        const uint32_t magnitude = __float_as_uint(value[i / 4].e[i % 4]) & 0x7fffffffu;
+        keep |= uint32_t(magnitude > threshold) << i;
+        tied |= uint32_t(magnitude == threshold) << i;
+      }
+      tied &= inside;
+      if (pick.need < pick.count) {  // more ties than places: number them in column order (same branch in all threads)
+        uint32_t seen = 0;
+#pragma unroll
+        for (int q = 0; q < kQuads; q++) {
+          uint32_t total;
+          uint32_t rank = seen + exclusive_scan(__popc(tied >> (4 * q) & 15u), warp_sum, &total);
+#pragma unroll
+          for (int j = 0; j < 4; j++) {
+            const uint32_t bit = 1u << (4 * q + j);
+            if ((tied & bit) && rank++ >= pick.need) tied &= ~bit;
+          }
+          seen += total;
+        }
+      }
+      keep |= tied;
+    }
+#pragma unroll
+    for (int q = 0; q < kQuads; q++) {
+      const int c = (q * kThreads + int(threadIdx.x)) * 4;
+      Quad<T> x = load_quad<kAligned>(h_row, c, d);
+#pragma unroll
+      for (int j = 0; j < 4; j++)  // two roundings, as in PyTorch, not one fused multiply-add
+        if (keep >> (4 * q + j) & 1)
+          x.e[j] = from_float<T>(__fadd_rn(to_float(x.e[j]), __fmul_rn(alpha, value[q].e[j])));
+      store_quad<kAligned>(out_row, c, d, x);
+    }
+  }
+}
+
+}  // namespace timerome

@@ -1,0 +1,269 @@
+"""Train the bundled testbed model with Lightning's Trainer.
+
+    python benchmarks/testbed/train.py --out timerome/assets/testbed
+    python benchmarks/testbed/train.py --out build/retain_only --retain-only
+
+About an hour on one CPU core, minutes on a GPU. Objective: LLaDA's (masked answer tokens, cross-entropy over p_mask,
+normalised by length, which with exactly k of L tokens masked is the mean over the masked tokens), with two additions a
+small model needs: a quarter of the rows are fully masked, the state every generation begins with, and some rows have
+prompt tokens masked too, so that the state without a prompt is one the model knows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import PreTrainedTokenizerFast
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from corpus import Example, examples  # noqa: E402
+
+from timerome.backbones.testbed import TestbedConfig, TestbedModel  # noqa: E402
+
+VOCAB, LONGEST_CANVAS = 3072, 64
+Row = tuple[list[int], list[int]]  # prompt ids, answer ids
+
+
+def train_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE over the full corpus (also for the retain-only model, so that their ids agree)."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB,
+        special_tokens=["<|mask|>", "<|eos|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator((e.prompt + e.answer for e in examples()), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, mask_token="<|mask|>", eos_token="<|eos|>", pad_token="<|eos|>", model_max_length=256
+    )
+
+
+class Rows(Dataset[Row]):
+    """Tokenised examples."""
+
+    def __init__(self, found: list[Example], tokenizer: PreTrainedTokenizerFast) -> None:
+        def encode(text: str) -> list[int]:
+            return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+        self.rows: list[Row] = [(encode(e.prompt), encode(e.answer)) for e in found]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return self.rows[index]
+
+
+class TokenBudget(Sampler[list[int]]):
+    """Batches of rows of similar length, about ``budget`` tokens each, in a new random order every epoch."""
+
+    def __init__(self, rows: Rows, budget: int, seed: int) -> None:
+        self.lengths = [len(prompt) + len(answer) for prompt, answer in rows.rows]
+        self.budget, self.random = budget, random.Random(seed)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = sorted(range(len(self.lengths)), key=lambda i: self.lengths[i] + self.random.uniform(0, 12))
+        batches: list[list[int]] = [[]]
+        for i in order:
+            if (len(batches[-1]) + 1) * (self.lengths[i] + 12) > self.budget:
+                batches.append([])
+            batches[-1].append(i)
+        self.random.shuffle(batches)
+        yield from batches
+
+
+class Masker:
+    """Turn rows into a noised batch: choose a canvas, mask k of its tokens, sometimes mask prompt tokens."""
+
+    def __init__(self, mask_id: int, eos_id: int, budget: int, seed: int) -> None:
+        self.mask_id, self.eos_id, self.budget, self.random = mask_id, eos_id, budget, random.Random(seed)
+
+    def __call__(self, rows: list[Row]) -> dict[str, Tensor]:
+        # The canvas is the answer alone, or the answer closed and filled with end-of-text to a multiple of `step`;
+        # one choice for the whole batch, so that little of it is padding.
+        step = self.random.choices((None, 16, LONGEST_CANVAS), (0.45, 0.35, 0.2))[0]
+
+        def canvas_of(answer: list[int]) -> list[int]:
+            return answer + [self.eos_id] * (step * math.ceil((len(answer) + 1) / step) - len(answer) if step else 0)
+
+        longest = max(len(prompt) + len(canvas_of(answer)) for prompt, answer in rows)
+        rows = self.random.sample(rows, min(len(rows), max(1, self.budget // longest)))
+        u0 = self.random.random()
+        noised, target, weight = [], [], []
+        for i, (prompt, answer) in enumerate(rows):
+            canvas = canvas_of(answer)
+            # Stratified over the batch: an evenly spaced ladder with one random offset.
+            t = (u0 + i / len(rows)) % 1.0
+            k = len(canvas) if self.random.random() < 0.25 else max(1, math.ceil(t * len(canvas)))
+            masked = set(self.random.sample(range(len(canvas)), k))
+            u = self.random.random()
+            drop = 1.0 if u < 0.06 else self.random.uniform(0, 0.4) if u < 0.3 else 0.0
+            noised.append(
+                [self.mask_id if self.random.random() < drop else x for x in prompt]
+                + [self.mask_id if j in masked else x for j, x in enumerate(canvas)]
+            )
+            target.append(prompt + canvas)
+            weight.append([0.0] * len(prompt) + [1 / k if j in masked else 0.0 for j in range(len(canvas))])
+        longest = max(map(len, noised))
+
+        def pad(lists: list[list[int]] | list[list[float]], value: float) -> Tensor:
+            return torch.tensor([x + [value] * (longest - len(x)) for x in lists])
+
+        return {
+            "noised": pad(noised, self.eos_id),
+            "target": pad(target, self.eos_id),
+            "weight": pad(weight, 0.0),
+            "attend": pad([[1] * len(x) for x in noised], 0),
+        }
+
+
+class Testbed(lightning.LightningModule):
+    """Masked diffusion training of a :class:`TestbedModel`."""
+
+    def __init__(self, model: TestbedModel, steps: int, lr: float) -> None:
+        super().__init__()
+        self.model, self.steps, self.lr = model, steps, lr
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        hidden = self.model.model(
+            inputs_embeds=self.model.get_input_embeddings()(batch["noised"]),
+            attention_mask=torch.zeros_like(batch["attend"], dtype=self.model.dtype)
+            .masked_fill(batch["attend"] == 0, torch.finfo(self.model.dtype).min)[:, None, None, :]
+            .expand(-1, 1, batch["attend"].shape[1], -1),
+            use_cache=False,
+        ).last_hidden_state
+        scored = batch["weight"] > 0  # the unembedding is a third of the work: only where it counts
+        logits = self.model.lm_head(hidden[scored])
+        loss = torch.nn.functional.cross_entropy(logits.float(), batch["target"][scored], reduction="none")
+        loss = (loss * batch["weight"][scored]).sum() / len(batch["noised"])
+        self.log("loss", loss, on_step=True, on_epoch=False)
+        return loss
+
+    def configure_optimizers(self) -> dict[str, object]:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, betas=(0.9, 0.98), weight_decay=0.01)
+
+        def factor(step: int) -> float:
+            if step < 300:
+                return step / 300
+            return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.steps)))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+@torch.no_grad()
+def recall(model: TestbedModel, rows: list[Row], mask_id: int, batch: int = 64) -> tuple[float, float]:
+    """Token accuracy of the fully masked answer, and the share of answers that are right throughout."""
+    right = total = whole = 0
+    by_shape: dict[tuple[int, int], list[Row]] = {}
+    for prompt, answer in rows:
+        by_shape.setdefault((len(prompt), len(answer)), []).append((prompt, answer))
+    for (_, n), group in by_shape.items():
+        for start in range(0, len(group), batch):
+            part = group[start : start + batch]
+            ids = torch.tensor([p + [mask_id] * n for p, _ in part], device=model.device)
+            guess = model(input_ids=ids).logits[:, -n:].argmax(-1).cpu()
+            hit = guess == torch.tensor([a for _, a in part])
+            right, total, whole = right + int(hit.sum()), total + hit.numel(), whole + int(hit.all(1).sum())
+    return right / max(total, 1), whole / max(len(rows), 1)
+
+
+class Recall(Callback):
+    """Log the recall of every group of examples every ``every`` steps."""
+
+    def __init__(self, groups: dict[str, list[Row]], mask_id: int, every: int, path: Path) -> None:
+        self.groups, self.mask_id, self.every, self.path = groups, mask_id, every, path
+
+    def report(self, step: int, model: TestbedModel, rows: int | None) -> dict[str, list[float]]:
+        model.eval()
+        found = {name: [round(x, 4) for x in recall(model, r[:rows], self.mask_id)] for name, r in self.groups.items()}
+        model.train()
+        with self.path.open("a") as log:
+            log.write(json.dumps({"step": step, "token_and_whole_accuracy": found}) + "\n")
+        return found
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
+        if trainer.global_step % self.every == 0:
+            self.report(trainer.global_step, module.model, 80)
+
+
+def main() -> None:
+    """Train, log, and write the model in bfloat16 with its tokenizer."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--retain-only", action="store_true")
+    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--budget", type=int, default=1200, help="tokens a batch")
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--hidden", type=int, default=192)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUT")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    lightning.seed_everything(args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    tokenizer = train_tokenizer()
+    mask_id, eos_id = tokenizer.mask_token_id, tokenizer.eos_token_id
+    groups: dict[str, list[Example]] = {}
+    for example in examples(retain_only=args.retain_only):
+        groups.setdefault(example.group, []).append(example)
+    rows = Rows([e for group in groups.values() for e in group], tokenizer)
+    model = TestbedModel(
+        TestbedConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=args.hidden,
+            intermediate_size=args.hidden * 8 // 3,
+            num_hidden_layers=args.layers,
+            num_attention_heads=args.hidden // 32,
+            num_key_value_heads=args.hidden // 32,
+            max_position_embeddings=256,
+            tie_word_embeddings=False,
+            mask_token_id=mask_id,
+            bos_token_id=None,
+            eos_token_id=eos_id,
+            pad_token_id=eos_id,
+        )
+    )
+    print(f"{len(rows)} rows, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
+    log = Recall({n: Rows(g, tokenizer).rows for n, g in groups.items()}, mask_id, 500, args.out / "recall.jsonl")
+    sampler = TokenBudget(rows, args.budget, args.seed)
+    trainer = lightning.Trainer(
+        max_steps=args.steps,
+        accelerator="auto",
+        devices=1,
+        gradient_clip_val=1.0,
+        logger=CSVLogger(args.out, name="log", version=""),
+        log_every_n_steps=50,
+        callbacks=[log, ModelCheckpoint(args.out / "checkpoints", every_n_train_steps=500, save_last=True)],
+        enable_progress_bar=sys.stdout.isatty(),
+    )
+    loader = DataLoader(rows, batch_sampler=sampler, collate_fn=Masker(mask_id, eos_id, args.budget, args.seed))
+    last = args.out / "checkpoints" / "last.ckpt"
+    trainer.fit(Testbed(model, args.steps, args.lr), loader, ckpt_path=last if args.resume and last.exists() else None)
+    model = model.to(torch.bfloat16)
+    model.save_pretrained(args.out)
+    tokenizer.save_pretrained(args.out)
+    print(json.dumps(log.report(args.steps, model.float().cpu(), None), indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""timerome: inference-time knowledge editing for masked diffusion language models.
+
+Locate where a fact is carried (:class:`CausalTracer`), add a closed-form edit memory there (:class:`EditMemory`) while
+the weights stay as they are, and drop it into an inference loop you have (:class:`EditCallback`).
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import torch as _torch  # noqa: F401  first, so that its OpenMP pool is the one the extension shares
+
+from ._version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from . import ops as ops
+    from ._backend import backend_info as backend_info
+    from .backbones import Backbone as Backbone
+    from .backbones import load as load
+    from .backbones import register as register
+    from .backbones import wrap as wrap
+    from .callbacks import EditCallback as EditCallback
+    from .callbacks import TraceCallback as TraceCallback
+    from .coordinates import Coordinate as Coordinate
+    from .coordinates import Site as Site
+    from .diffusion import SamplerConfig as SamplerConfig
+    from .diffusion import generate as generate
+    from .diffusion import log_likelihood as log_likelihood
+    from .facts import Fact as Fact
+    from .facts import FactSet as FactSet
+    from .memory import EditMemory as EditMemory
+    from .modules import EditModule as EditModule
+    from .tracing import CausalTracer as CausalTracer
+    from .tracing import TraceResult as TraceResult
+
+# Everything is loaded on first use: importing timerome costs little more than importing torch, and neither
+# transformers nor lightning is imported before something needs it.
+_HOMES = {
+    "Backbone": "backbones",
+    "CausalTracer": "tracing",
+    "Coordinate": "coordinates",
+    "EditCallback": "callbacks",
+    "EditMemory": "memory",
+    "EditModule": "modules",
+    "Fact": "facts",
+    "FactSet": "facts",
+    "SamplerConfig": "diffusion",
+    "Site": "coordinates",
+    "TraceCallback": "callbacks",
+    "TraceResult": "tracing",
+    "backend_info": "_backend",
+    "generate": "diffusion",
+    "load": "backbones",
+    "log_likelihood": "diffusion",
+    "register": "backbones",
+    "wrap": "backbones",
+}
+
+__all__ = ["__version__", "ops", *sorted(_HOMES)]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ops":
+        return importlib.import_module(".ops", __name__)
+    if name not in _HOMES:
+        raise AttributeError(f"module 'timerome' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

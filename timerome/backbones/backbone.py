@@ -1,0 +1,248 @@
+"""A loaded model, its tokenizer and its architecture, behind one interface."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..coordinates import MODULES, Site
+from .architectures import Architecture, resolve
+
+
+class Backbone:
+    """A masked diffusion language model that can be traced and edited. Made by :func:`timerome.wrap` or ``load``.
+
+    The model's weights are never changed. Letters in shapes: B batch, L length, d hidden size, V vocabulary.
+
+    Attributes:
+        model: the wrapped model, in eval mode.
+        tokenizer: its tokenizer; needed for anything that starts from text.
+        architecture: where its parts are.
+        mask_id: id of the mask token.
+        eos_id: id of the end-of-text token, or None.
+
+    Raises:
+        ValueError: the mask token's id is unknown.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any = None,
+        *,
+        architecture: Architecture,
+        mask_token_id: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.architecture = architecture
+        self.name = name or type(model).__name__
+        config = getattr(model, "config", None)
+        found = (
+            mask_token_id,
+            getattr(config, "mask_token_id", None),
+            getattr(tokenizer, "mask_token_id", None),
+            architecture.mask_token_id,
+        )
+        self.mask_id: int = next((int(i) for i in found if i is not None), -1)
+        if self.mask_id < 0:
+            raise ValueError(
+                f"wrap: no mask token id in the config, the tokenizer or the {architecture.name} record; "
+                "pass mask_token_id=..."
+            )
+        eos = getattr(tokenizer, "eos_token_id", None)
+        self.eos_id: int | None = eos if eos is not None else getattr(config, "eos_token_id", None)
+        self._blocks = self._part(architecture.blocks)
+        self._canvas: Tensor | None = None
+        self._fingerprint: str | None = None
+
+    def _part(self, path: str) -> Any:
+        part = resolve(self.model, path)
+        assert part is not None, path  # `recognise` has checked every path
+        return part
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return len(self._blocks)
+
+    @property
+    def embedding(self) -> nn.Module:
+        """The token embedding; its first positional input is the ids of the running forward."""
+        return self._part(self.architecture.embedding)  # type: ignore[no-any-return]
+
+    @property
+    def hidden_size(self) -> int:
+        """d, the width of the residual stream."""
+        return int(next(self.embedding.parameters()).shape[-1])
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the number of rows of the embedding (it may exceed the tokenizer's entries)."""
+        return int(next(self.embedding.parameters()).shape[0])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embedding lives."""
+        return next(self.embedding.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The embedding's dtype."""
+        return next(self.embedding.parameters()).dtype
+
+    @property
+    def shift(self) -> int:
+        """0 where the logits at i predict position i, 1 where those at i - 1 do."""
+        return self.architecture.shift
+
+    def module(self, site: Site) -> nn.Module:
+        """Return the module whose output is ``site``.
+
+        Raises:
+            ValueError: the layer or the module does not exist.
+        """
+        if site.module not in MODULES:
+            raise ValueError(f"Backbone.module: expected module in {MODULES}, got {site.module!r}.")
+        if not 0 <= site.layer < self.n_layers:
+            raise ValueError(
+                f"Backbone.module: {self.name} has layers 0 to {self.n_layers - 1}, got layer {site.layer}."
+            )
+        block: nn.Module = self._blocks[site.layer]
+        if site.module == "block":
+            return block
+        part = resolve(block, getattr(self.architecture, site.module))
+        assert part is not None
+        return part
+
+    def sites(self, modules: Sequence[str] = MODULES) -> list[Site]:
+        """Every site of the given modules, by layer."""
+        return [Site(layer, m) for layer in range(self.n_layers) for m in modules]  # type: ignore[arg-type]
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Run the model on ids ``(B, L)``; return the raw logits ``(B, L, V)``, not shifted.
+
+        Raises:
+            ValueError: ids are not 2-D, or longer than the context.
+        """
+        if ids.dim() != 2:
+            raise ValueError(f"Backbone.forward: expected ids of shape (B, L), got {tuple(ids.shape)}.")
+        if ids.shape[1] > self.max_length:
+            raise ValueError(
+                f"Backbone.forward: {self.name} has a context of {self.max_length} tokens, got {ids.shape[1]}; "
+                "shorten the prompt or the canvas."
+            )
+        out = self.architecture.call(self.model, ids)
+        logits = out if isinstance(out, Tensor) else out.logits if hasattr(out, "logits") else out[0]
+        return logits  # type: ignore[no-any-return]
+
+    def logits(self, ids: Tensor, canvas: Tensor | None = None) -> Tensor:
+        """Return float32 logits ``(B, L, V)`` in which position i is predicted at i, whatever the model's shift.
+
+        Args:
+            ids: token ids ``(B, L)``, int64, on the model's device.
+            canvas: True at the positions that are being generated, masked or not, ``(B, L)``. Announced to whatever is
+                attached (see :meth:`on_canvas`); None leaves it to be inferred from the mask tokens.
+        """
+        with self.on_canvas(canvas):
+            logits = self.forward(ids).float()
+        if self.shift:
+            logits = torch.cat([logits[:, : self.shift], logits[:, : -self.shift]], dim=1)
+        return logits
+
+    @contextmanager
+    def on_canvas(self, canvas: Tensor | None) -> Iterator[None]:
+        """Announce which positions ``(B, L)`` are generated, for the forwards inside."""
+        before, self._canvas = self._canvas, canvas
+        try:
+            yield
+        finally:
+            self._canvas = before
+
+    @property
+    def canvas(self) -> Tensor | None:
+        """The canvas announced for the running forward, or None."""
+        return self._canvas
+
+    def reads_from(self, positions: Tensor) -> Tensor:
+        """Return where the activations are that predict the tokens at boolean ``positions`` ``(..., L)``."""
+        if not self.shift:
+            return positions
+        moved = torch.zeros_like(positions)
+        moved[..., : -self.shift] = positions[..., self.shift :]
+        moved[..., 0] |= positions[..., 0]
+        return moved
+
+    def unembed(self, hidden: Tensor) -> Tensor:
+        """Return float32 logits of residual-stream activations ``(..., d)``: final norm, then unembedding."""
+        normed = self._part(self.architecture.final_norm)(hidden.to(self.dtype))
+        return self._part(self.architecture.head)(normed).float()  # type: ignore[no-any-return]
+
+    @property
+    def max_length(self) -> int:
+        """Longest sequence the model's config allows; very large where it does not say."""
+        config = getattr(self.model, "config", None)
+        for name in ("max_position_embeddings", "max_sequence_length", "model_max_length"):
+            value = getattr(config, name, None)
+            if isinstance(value, int) and value > 0:
+                return value
+        return 1 << 30
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of ``text``, without special tokens.
+
+        Raises:
+            RuntimeError: the backbone was wrapped without a tokenizer.
+        """
+        if self.tokenizer is None:
+            raise RuntimeError("Backbone.encode: this backbone has no tokenizer; wrap(model, tokenizer) with one.")
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def decode(self, ids: Sequence[int] | Tensor) -> str:
+        """Text of ``ids`` up to the first end-of-text token, special tokens left out."""
+        if self.tokenizer is None:
+            raise RuntimeError("Backbone.decode: this backbone has no tokenizer; wrap(model, tokenizer) with one.")
+        ids = [int(i) for i in ids]
+        if self.eos_id is not None and self.eos_id in ids:
+            ids = ids[: ids.index(self.eos_id)]
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def state_digest(self) -> str:
+        """SHA-256 over the name, shape, dtype and bytes of every parameter and buffer."""
+        digest = hashlib.sha256()
+        tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
+        for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
+            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def fingerprint(self) -> str:
+        """Identify this model's weights and layout: architecture, sizes, and a sample of every parameter's bytes.
+
+        Cheap enough for billions of parameters: at most 4 KiB a parameter are hashed. Independent of the dtype the
+        model was loaded in where that dtype holds the values exactly, and of the device.
+        """
+        if self._fingerprint is None:
+            digest = hashlib.sha256(f"{self.architecture.name}/{self.n_layers}/{self.hidden_size}".encode())
+            for name, tensor in sorted(self.model.named_parameters(), key=lambda pair: pair[0]):
+                flat = tensor.detach().reshape(-1)
+                sample = flat[:: max(1, flat.numel() // 1024)][:1024].float().cpu().contiguous()
+                digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.numpy().tobytes())
+            self._fingerprint = digest.hexdigest()[:16]
+        return self._fingerprint
+
+    def tokenizer_digest(self) -> str:
+        """Hash of the tokenizer's vocabulary, or ``"none"``."""
+        if self.tokenizer is None or not hasattr(self.tokenizer, "get_vocab"):
+            return "none"
+        vocab = sorted(self.tokenizer.get_vocab().items())
+        return hashlib.sha256(repr(vocab).encode()).hexdigest()[:16]
+
+    def __repr__(self) -> str:
+        return f"Backbone({self.name}: {self.architecture.name}, {self.n_layers} layers, d = {self.hidden_size})"

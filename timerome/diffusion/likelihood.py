@@ -1,0 +1,155 @@
+"""Likelihood of an answer under a masked diffusion model: four estimators, each with its name on the result.
+
+Notation (metrics.md of the method's notes; LLaDA's evaluation code): answer positions 1..L, S the masked ones,
+c_i(S) = -log p(y_i | prompt, answer outside S).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..backbones import Backbone
+from .states import Encoded, by_length
+
+Estimator = Literal["elbo_sum", "recon_mean", "onestep", "l2r"]
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Log-likelihoods of some answers.
+
+    Attributes:
+        estimator: which definition.
+        log_prob: summed over answer tokens, nats, one an answer, ``(n,)`` float64.
+        standard_error: of ``log_prob`` over mask draws, nats; zero for the deterministic estimators.
+        tokens: answer tokens, ``(n,)``.
+        samples: mask draws an answer (1 for deterministic estimators).
+        seed: of the draws.
+    """
+
+    estimator: Estimator
+    log_prob: Tensor
+    standard_error: Tensor
+    tokens: Tensor
+    samples: int
+    seed: int
+
+    @property
+    def nll_per_token(self) -> Tensor:
+        """Mean negative log-likelihood a token, nats, ``(n,)``."""
+        return -self.log_prob / self.tokens
+
+
+def mask_draws(length: int, estimator: Estimator, samples: int, seed: int) -> Tensor:
+    """Return which of ``length`` answer positions each state masks, boolean ``(K, length)``.
+
+    Depends on nothing but its arguments, so two models, or a model with and without an edit, are compared on common
+    random numbers.
+    """
+    if estimator == "onestep":
+        return torch.ones(1, length, dtype=torch.bool)
+    if estimator == "l2r":
+        return torch.ones(length, length, dtype=torch.bool).triu()
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + length)
+    k = 1 if length == 1 else samples
+    if estimator == "elbo_sum":
+        # n uniform on 1..L, stratified: an evenly spaced ladder with one random offset (LLaDA's get_log_likelihood).
+        offset = torch.rand(1, generator=generator)
+        counts = ((torch.arange(k) / k + offset) % 1.0 * length).long() + 1
+    else:
+        counts = torch.randint(1, length + 1, (k,), generator=generator)
+    rank = torch.rand(k, length, generator=generator).argsort(1).argsort(1)
+    return rank < counts[:, None]
+
+
+@torch.inference_mode()
+def log_likelihood(
+    backbone: Backbone,
+    sequences: Sequence[Encoded],
+    *,
+    estimator: Estimator = "elbo_sum",
+    samples: int = 128,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> Likelihood:
+    """Estimate the log-likelihood of each sequence's answer given its prompt.
+
+    - ``elbo_sum``: -(1/K) Σ_k (L/n_k) Σ_{i∈S_k} c_i(S_k), n_k stratified over 1..L (LLaDA's official estimate).
+    - ``recon_mean``: the same with n_k drawn independently; what is averaged is (1/n_k) Σ c_i, so ``nll_per_token`` is
+      the published quantity.
+    - ``onestep``: c_i with the whole answer masked; one forward.
+    - ``l2r``: c_i with i and everything to its right masked; L forwards, deterministic.
+
+    Args:
+        backbone: the model, with whatever is attached to it.
+        sequences: what :func:`timerome.diffusion.encode` returns.
+        estimator: the definition to use.
+        samples: K, mask draws an answer; ignored by the deterministic estimators.
+        seed: of the draws; the same seed gives the same masks for answers of the same length.
+        batch_size: states of one length that are run together.
+
+    Returns:
+        A :class:`Likelihood`, one entry a sequence, in order.
+
+    Raises:
+        ValueError: an unknown estimator, no sample, or a sequence without an answer.
+        FloatingPointError: the model's logits are not finite.
+    """
+    if estimator not in get_args(Estimator):
+        raise ValueError(f"log_likelihood: expected estimator in {get_args(Estimator)}, got {estimator!r}.")
+    if samples < 1:
+        raise ValueError(f"log_likelihood: expected samples >= 1, got {samples}.")
+    answers = [int(s.canvas.sum()) for s in sequences]
+    if any(n == 0 for n in answers):
+        raise ValueError(f"log_likelihood: sequence {answers.index(0)} has no answer position on its canvas.")
+    states: list[tuple[int, Tensor]] = []
+    for i, sequence in enumerate(sequences):
+        for draw in mask_draws(answers[i], estimator, samples, seed):
+            masked = torch.zeros_like(sequence.canvas)
+            masked[sequence.canvas] = draw
+            states.append((i, masked))
+    per_state = torch.zeros(len(states), dtype=torch.float64)
+    for batch in by_length([len(sequences[i].ids) for i, _ in states], batch_size):
+        chosen = [sequences[states[j][0]] for j in batch]
+        truth = torch.stack([s.ids for s in chosen]).to(backbone.device)
+        canvas = torch.stack([s.canvas for s in chosen]).to(backbone.device)
+        masked = torch.stack([states[j][1] for j in batch]).to(backbone.device)
+        logits = backbone.logits(torch.where(masked, backbone.mask_id, truth), canvas)
+        cost = torch.nn.functional.cross_entropy(logits.flatten(0, 1), truth.flatten(), reduction="none")
+        cost = cost.view_as(truth)
+        if estimator == "l2r":
+            first = masked & (masked.cumsum(1) == 1)
+            total = (cost * first).sum(1)
+        else:
+            total = (cost * masked).sum(1) * canvas.sum(1) / masked.sum(1)
+        if not torch.isfinite(total).all():
+            bad = [chosen[k].fact_id or str(batch[k]) for k in (~torch.isfinite(total)).nonzero().flatten().tolist()]
+            raise FloatingPointError(
+                f"log_likelihood: the model's logits are not finite for {', '.join(dict.fromkeys(bad))}; "
+                "check the weights, the dtype and any memory attached."
+            )
+        per_state[torch.tensor(batch)] = -total.double().cpu()
+    owner = torch.tensor([i for i, _ in states])
+    log_prob, error = [], []
+    for i in range(len(sequences)):
+        mine = per_state[owner == i]
+        if estimator == "l2r":
+            log_prob.append(float(mine.sum()))
+            error.append(0.0)
+        else:
+            log_prob.append(float(mine.mean()))
+            error.append(float(mine.std()) / math.sqrt(len(mine)) if len(mine) > 1 else 0.0)
+    return Likelihood(
+        estimator,
+        torch.tensor(log_prob, dtype=torch.float64),
+        torch.tensor(error, dtype=torch.float64),
+        torch.tensor(answers),
+        samples if estimator in ("elbo_sum", "recon_mean") else 1,
+        seed,
+    )

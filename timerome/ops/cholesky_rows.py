@@ -1,0 +1,183 @@
+"""Grow and shrink a Cholesky factor by one row, so that a memory can insert and undo single keys.
+
+The factor is the truth of a memory and stays in float64: after hundreds of appends and deletes it is as good as a fresh
+one, whereas an inverse that is updated directly drifts. These are plain functions, not registered ops: a memory calls
+them when it changes, never inside a model.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from timerome import _backend
+from timerome.ops.ridge_cholesky import NotPositiveDefiniteError
+
+
+def cholesky_append(cholesky: Tensor, g: Tensor, gnn: float) -> Tensor:
+    r"""Append a row and a column to a factored matrix: the factor of [[L Lᵀ, g], [gᵀ, γ]], in O(n²).
+
+    The new row of the factor is (L⁻¹ g, sqrt(γ − ‖L⁻¹ g‖²)). :func:`cholesky_append_reference` is the plain PyTorch
+    equivalent.
+
+    Args:
+        cholesky: L, lower triangular, shape ``(n, n)``, float64.
+        g: inner products of the new key with the others, shape ``(n,)``, float64.
+        gnn: γ, the squared norm of the new key plus the ridge.
+
+    Returns:
+        The new factor, shape ``(n + 1, n + 1)``, float64.
+
+    Raises:
+        TypeError: a dtype is not float64.
+        ValueError: shapes or devices disagree.
+        NotPositiveDefiniteError: the enlarged matrix is not positive definite.
+
+    Source: Golub and Van Loan, Matrix Computations, 4th edition, section 6.5.4.
+
+    Example:
+        >>> import torch
+        >>> one = torch.ones(1, dtype=torch.float64)
+        >>> cholesky_append(2 * one[None], g=2 * one, gnn=10.0)
+        tensor([[2., 0.],
+                [1., 3.]], dtype=torch.float64)
+    """
+    c = _backend.compiled()
+    if c is None or not cholesky.is_cpu:
+        return cholesky_append_reference(cholesky, g, gnn)
+    _check_append(cholesky, g)
+    n = cholesky.shape[0]
+    cholesky, g, out = cholesky.contiguous(), g.contiguous(), cholesky.new_empty(n + 1, n + 1)
+    if not c.cholesky_append_cpu(cholesky.data_ptr(), g.data_ptr(), gnn, out.data_ptr(), n):
+        raise _cannot_append(n)
+    return out
+
+
+def cholesky_append_reference(cholesky: Tensor, g: Tensor, gnn: float) -> Tensor:
+    """Define :func:`cholesky_append` in plain PyTorch; any device.
+
+    Args:
+        cholesky: as in :func:`cholesky_append`.
+        g: as in :func:`cholesky_append`.
+        gnn: as in :func:`cholesky_append`.
+
+    Returns:
+        As :func:`cholesky_append`.
+
+    Raises:
+        TypeError: a dtype is not float64.
+        ValueError: shapes or devices disagree.
+        NotPositiveDefiniteError: the enlarged matrix is not positive definite.
+
+    Example:
+        >>> import torch
+        >>> cholesky_append_reference(torch.zeros(0, 0).double(), torch.zeros(0).double(), gnn=4.0)
+        tensor([[2.]], dtype=torch.float64)
+    """
+    _check_append(cholesky, g)
+    n = cholesky.shape[0]
+    row = torch.linalg.solve_triangular(cholesky, g[:, None], upper=False)[:, 0]
+    pivot = gnn - float(row @ row)
+    if not 0.0 < pivot < float("inf"):
+        raise _cannot_append(n)
+    out = cholesky.new_zeros(n + 1, n + 1)
+    out[:n, :n] = cholesky.tril()
+    out[n, :n] = row
+    out[n, n] = pivot**0.5
+    return out
+
+
+def cholesky_delete(cholesky: Tensor, j: int) -> Tensor:
+    r"""Delete row and column j of a factored matrix: the factor of what is left of L Lᵀ, in O(n²).
+
+    With column j gone, the trailing block takes a positive rank-one update, done by rotations; so this cannot fail.
+    :func:`cholesky_delete_reference` is the plain PyTorch equivalent.
+
+    Args:
+        cholesky: L, lower triangular with a positive diagonal, shape ``(n, n)``, float64.
+        j: which row, 0 <= j < n.
+
+    Returns:
+        The new factor, shape ``(n - 1, n - 1)``, float64, with a positive diagonal.
+
+    Raises:
+        TypeError: the dtype is not float64.
+        ValueError: the shape is not square.
+        IndexError: ``j`` is out of range.
+
+    Source: Golub and Van Loan, Matrix Computations, 4th edition, sections 6.5.3 and 6.5.4.
+
+    Example:
+        >>> import torch
+        >>> cholesky_delete(torch.tensor([[2.0, 0.0], [3.0, 4.0]]).double(), 0)
+        tensor([[5.]], dtype=torch.float64)
+    """
+    c = _backend.compiled()
+    if c is None or not cholesky.is_cpu:
+        return cholesky_delete_reference(cholesky, j)
+    _check_delete(cholesky, j)
+    n = cholesky.shape[0]
+    cholesky, out = cholesky.contiguous(), cholesky.new_empty(n - 1, n - 1)
+    c.cholesky_delete_cpu(cholesky.data_ptr(), out.data_ptr(), n, j)
+    return out
+
+
+def cholesky_delete_reference(cholesky: Tensor, j: int) -> Tensor:
+    """Define :func:`cholesky_delete` in plain PyTorch, by a QR factorisation in O(n³); any device.
+
+    Args:
+        cholesky: as in :func:`cholesky_delete`.
+        j: as in :func:`cholesky_delete`.
+
+    Returns:
+        As :func:`cholesky_delete`.
+
+    Raises:
+        TypeError: the dtype is not float64.
+        ValueError: the shape is not square.
+        IndexError: ``j`` is out of range.
+
+    Example:
+        >>> import torch
+        >>> cholesky_delete_reference(torch.tensor([[2.0, 0.0], [3.0, 4.0]]).double(), 1)
+        tensor([[2.]], dtype=torch.float64)
+    """
+    _check_delete(cholesky, j)
+    n = cholesky.shape[0]
+    keep = [i for i in range(n) if i != j]
+    # M = L without row j is (n - 1, n), and M Mᵀ is the wanted matrix; with Mᵀ = Q R it is Rᵀ R.
+    r = torch.linalg.qr(cholesky.tril()[keep].mT, mode="r").R
+    return (r * torch.where(r.diagonal() < 0, -1.0, 1.0)[:, None]).mT.contiguous()
+
+
+def _check_factor(name: str, cholesky: Tensor) -> None:
+    if cholesky.dtype != torch.float64:
+        raise TypeError(f"{name}: expected cholesky in float64, got {cholesky.dtype}; keep factors in float64.")
+    if cholesky.dim() != 2 or cholesky.shape[0] != cholesky.shape[1]:
+        raise ValueError(f"{name}: expected cholesky of shape (n, n), got {tuple(cholesky.shape)}.")
+
+
+def _check_append(cholesky: Tensor, g: Tensor) -> None:
+    _check_factor("cholesky_append", cholesky)
+    n = cholesky.shape[0]
+    if g.dtype != torch.float64:
+        raise TypeError(f"cholesky_append: expected g in float64, got {g.dtype}; form inner products in float64.")
+    if g.shape != (n,):
+        raise ValueError(f"cholesky_append: expected g of shape ({n},), one entry per key, got {tuple(g.shape)}.")
+    if g.device != cholesky.device:
+        raise ValueError(f"cholesky_append: expected g on the device of cholesky, {cholesky.device}, got {g.device}.")
+
+
+def _check_delete(cholesky: Tensor, j: int) -> None:
+    _check_factor("cholesky_delete", cholesky)
+    if not 0 <= j < cholesky.shape[0]:
+        raise IndexError(f"cholesky_delete: expected 0 <= j < n = {cholesky.shape[0]}, got {j}.")
+
+
+def _cannot_append(n: int) -> NotPositiveDefiniteError:
+    return NotPositiveDefiniteError(
+        f"cholesky_append: the matrix of order {n + 1} is not positive definite. Likely causes, in order: gnn without "
+        "the ridge that the other diagonal entries have; NaN or infinity in g or gnn; a repeated key with a ridge that "
+        "is too small.",
+        [()],
+    )

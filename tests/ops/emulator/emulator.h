@@ -1,0 +1,137 @@
+// A CUDA block on the CPU, for tests: one fibre per CUDA thread, blocks run one after another on one OS thread.
+//
+// Include the CUDA headers that the kernel needs first, then this, then the kernel's header. It shows wrong arithmetic,
+// wrong indices, divergent barriers and stray writes; it shows no races and no timing, for which a GPU is needed.
+#pragma once
+#include <ucontext.h>
+
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <stdexcept>
+#include <vector>
+
+#undef __shared__
+#undef __global__
+#undef __device__
+#undef __launch_bounds__
+#undef __forceinline__
+#define __shared__ static  // blocks run one after another, so one copy serves
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+namespace emulator {
+
+enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
+
+struct Fibre {
+  ucontext_t context;
+  std::vector<char> stack = std::vector<char>(64 * 1024);
+  State state;
+};
+
+struct Index {
+  int x;
+};
+
+inline std::vector<Fibre> fibres;
+inline ucontext_t scheduler;
+inline std::function<void()> body;
+inline int current;
+inline Index block, grid;
+inline uint64_t exchange_slot[32][32];  // [warp][lane]
+
+inline void run_body() {
+  body();
+  fibres[current].state = State::kDone;
+  swapcontext(&fibres[current].context, &scheduler);
+}
+
+inline void wait(State barrier) {
+  fibres[current].state = barrier;
+  swapcontext(&fibres[current].context, &scheduler);
+}
+
+// Releases fibres [from, to) if all that are not done wait at this barrier.
+inline bool release(State barrier, int from, int to) {
+  bool any = false;
+  for (int i = from; i < to; i++) {
+    if (fibres[i].state == State::kDone) continue;
+    if (fibres[i].state != barrier) return false;
+    any = true;
+  }
+  for (int i = from; i < to; i++)
+    if (fibres[i].state == barrier) fibres[i].state = State::kReady;
+  return any;
+}
+
+inline void run_block(int threads) {
+  if (int(fibres.size()) < threads) fibres.resize(threads);
+  for (int i = 0; i < threads; i++) {
+    Fibre& f = fibres[i];
+    getcontext(&f.context);
+    f.context.uc_stack.ss_sp = f.stack.data();
+    f.context.uc_stack.ss_size = f.stack.size();
+    f.context.uc_link = &scheduler;
+    f.state = State::kReady;
+    makecontext(&f.context, run_body, 0);
+  }
+  for (;;) {
+    bool ran = false, left = false;
+    for (current = 0; current < threads; current++) {
+      if (fibres[current].state == State::kReady) {
+        swapcontext(&scheduler, &fibres[current].context);
+        ran = true;
+      }
+      left |= fibres[current].state != State::kDone;
+    }
+    if (!left) return;
+    bool released = release(State::kAtBlockBarrier, 0, threads);
+    for (int warp = 0; warp < threads; warp += 32)
+      released |= release(State::kAtWarpBarrier, warp, std::min(warp + 32, threads));
+    if (!ran && !released) throw std::runtime_error("deadlock: threads wait at different barriers");
+  }
+}
+
+template <class F>
+void launch(int blocks, int threads, F kernel) {
+  body = kernel;
+  grid = {blocks};
+  for (block.x = 0; block.x < blocks; block.x++) run_block(threads);
+}
+
+}  // namespace emulator
+
+#define threadIdx (emulator::Index{emulator::current})
+#define blockIdx emulator::block
+#define gridDim emulator::grid
+#define __syncthreads() emulator::wait(emulator::State::kAtBlockBarrier)
+
+template <class T>
+T __shfl_up_sync(unsigned, T value, int offset) {
+  const int warp = emulator::current / 32, lane = emulator::current % 32;
+  std::memcpy(&emulator::exchange_slot[warp][lane], &value, sizeof value);
+  emulator::wait(emulator::State::kAtWarpBarrier);
+  T other = value;
+  if (lane >= offset) std::memcpy(&other, &emulator::exchange_slot[warp][lane - offset], sizeof other);
+  emulator::wait(emulator::State::kAtWarpBarrier);
+  return other;
+}
+
+template <class T>
+T atomicAdd(T* address, T value) {
+  const T old = *address;
+  *address += value;
+  return old;
+}
+
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline uint32_t __float_as_uint(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}

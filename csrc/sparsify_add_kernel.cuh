@@ -167,8 +167,9 @@ __global__ void __launch_bounds__(kThreads)
         keep |= uint32_t(magnitude > threshold) << i;
         tied |= uint32_t(magnitude == threshold) << i;
       }
-      tied &= inside;
-      if (pick.need < pick.count) {  // more ties than places: number them in column order (same branch in all threads)
+      // More ties than places: number them in column order. Every thread takes the same branch. Padding may count as
+      // tied with zero; being last, it takes no place from a column.
+      if (pick.need < pick.count) {
         uint32_t seen = 0;
 #pragma unroll
         for (int q = 0; q < kQuads; q++) {

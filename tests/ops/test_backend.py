@@ -85,6 +85,12 @@ def backend(monkeypatch):
         cache.cache_clear()
 
 
+def test_extension_that_was_never_built_is_no_reason_to_warn(backend, monkeypatch, recwarn):
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
+    assert backend.compiled() is None and "never built" in backend.backend_info()["compiled_why_not"]
+    assert not recwarn.list
+
+
 def test_extension_that_does_not_load_warns_once(backend, monkeypatch):
     def fail(name):
         raise ImportError("undefined symbol: xyz")

@@ -192,6 +192,9 @@ def test_non_contiguous(device):
     wanted = sparse_lowrank_residual(h.transpose(0, 1).contiguous(), keys, coef, values, sparsity=0.5)
     strided = [x.t().contiguous().t() for x in (keys, coef, values)]
     torch.testing.assert_close(sparse_lowrank_residual(h.transpose(0, 1), *strided, sparsity=0.5), wanted)
+    rows = torch.stack([h[0], -h[0]], dim=-1)[..., 0]  # two dimensions, every other element
+    wanted = sparse_lowrank_residual(h[0], keys, coef, values, sparsity=0.5)
+    torch.testing.assert_close(sparse_lowrank_residual(rows, keys, coef, values, sparsity=0.5), wanted)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -268,7 +268,6 @@ def _check(h: Tensor, keys: Tensor, coef: Tensor, values: Tensor, mean: Tensor |
             raise ValueError(f"{name}: expected {label} on the device of h, {h.device}, got {other.device}.")
 
 
-@torch.no_grad()  # the products below are ordinary ops and would otherwise record half a gradient
 def _impl(
     h: Tensor,
     keys: Tensor,

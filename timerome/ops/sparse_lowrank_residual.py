@@ -298,6 +298,7 @@ def _impl(
         residual = _product(c.to(values.dtype) if h.is_cuda and values.dtype == torch.bfloat16 else c, values)
     if h.is_cpu and h.dtype == torch.float32:
         # The residual's memory becomes the result: fresh pages for a new tensor cost as much as the selection.
+        assert residual.dtype == torch.float32  # the compiled code takes an address and would believe anything
         write_cpu(rows.contiguous(), residual, active, alpha, k, residual)
         return residual.view(h.shape), hits
     return torch.ops.timerome.sparsify_add(rows, residual, active, alpha, k).view(h.shape), hits

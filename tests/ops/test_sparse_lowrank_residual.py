@@ -11,6 +11,7 @@ from timerome.ops import (
     sparse_lowrank_residual,
     sparse_lowrank_residual_reference,
 )
+from timerome.ops.sparse_lowrank_residual import _product
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -215,6 +216,28 @@ def test_compiles_without_graph_break(device):
 
     with torch.no_grad():
         torch.testing.assert_close(torch.compile(f, fullgraph=True, backend="aot_eager")(h), f(h))
+
+
+@pytest.mark.slow
+def test_compiles_with_the_default_backend(device):
+    h, keys, coef, values = case((2, 3, 8), device=device)
+
+    def f(h):
+        return sparse_lowrank_residual(h * 2, keys, coef, values, sparsity=0.5, gate_threshold=0.0) + 1
+
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(f, fullgraph=True)(h), f(h))
+
+
+def test_product_of_half_precision_matrices_is_float32():
+    """Also on fake tensors of a GPU, where the product takes another route."""
+    a = torch.full((1, 2), 256.0, dtype=torch.bfloat16)
+    b = torch.tensor([[1.0], [2**-8]], dtype=torch.bfloat16)
+    assert _product(a, b).item() == 257.0  # bfloat16 would round to 256 or 258
+    with torch._subclasses.FakeTensorMode():
+        for dtype in DTYPES:
+            x = torch.empty(3, 4, dtype=dtype, device="cuda")
+            assert _product(x, x.mT).dtype == torch.float32
 
 
 def test_gradient_is_refused_not_wrong():

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from .diffusion import log_likelihood as log_likelihood
     from .facts import Fact as Fact
     from .facts import FactSet as FactSet
+    from .memory import BankConfig as BankConfig
     from .memory import EditMemory as EditMemory
+    from .memory import Gate as Gate
     from .modules import EditModule as EditModule
     from .tracing import CausalTracer as CausalTracer
     from .tracing import TraceResult as TraceResult
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 # transformers nor lightning is imported before something needs it.
 _HOMES = {
     "Backbone": "backbones",
+    "BankConfig": "memory",
     "CausalTracer": "tracing",
     "Coordinate": "coordinates",
     "EditCallback": "callbacks",
@@ -43,6 +46,7 @@ _HOMES = {
     "EditModule": "modules",
     "Fact": "facts",
     "FactSet": "facts",
+    "Gate": "memory",
     "SamplerConfig": "diffusion",
     "Site": "coordinates",
     "TraceCallback": "callbacks",

@@ -179,10 +179,19 @@ class Backbone:
         moved[..., 0] |= positions[..., 0]
         return moved
 
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm before the unembedding."""
+        return self._part(self.architecture.final_norm)  # type: ignore[no-any-return]
+
+    @property
+    def head(self) -> nn.Module:
+        """The unembedding."""
+        return self._part(self.architecture.head)  # type: ignore[no-any-return]
+
     def unembed(self, hidden: Tensor) -> Tensor:
         """Return float32 logits of residual-stream activations ``(..., d)``: final norm, then unembedding."""
-        normed = self._part(self.architecture.final_norm)(hidden.to(self.dtype))
-        return self._part(self.architecture.head)(normed).float()  # type: ignore[no-any-return]
+        return self.head(self.final_norm(hidden.to(self.dtype))).float()  # type: ignore[no-any-return]
 
     @property
     def max_length(self) -> int:

@@ -1,0 +1,52 @@
+"""Gates: similarity to keys, and thresholds with a promised false-trigger rate."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def cosine_similarity(rows: Tensor, keys: Tensor) -> Tensor:
+    """Cosine of every row with every key, float32 ``(*batch, T, N)``; zero vectors are similar to nothing.
+
+    Args:
+        rows: ``(*batch, T, d)``.
+        keys: ``(N, d)``.
+    """
+    unit_rows = torch.nn.functional.normalize(rows.float(), dim=-1)
+    return unit_rows @ torch.nn.functional.normalize(keys.float(), dim=-1).T
+
+
+def conformal_threshold(scores: Tensor, epsilon: float) -> float:
+    """Threshold that a fresh negative's score reaches with probability at most ``epsilon`` (split conformal).
+
+    With n calibration scores exchangeable with the fresh one, the ⌈(1 − ε)(n + 1)⌉-th smallest of them is exceeded with
+    probability at most ε. A gate fires strictly above the threshold.
+
+    Args:
+        scores: calibration scores of negatives, ``(n,)``.
+        epsilon: promised rate, 0 < ε < 1. Below 1 / (n + 1) no n scores can promise it.
+
+    Raises:
+        ValueError: no scores, some are not finite, ε is outside (0, 1) or too small for n.
+
+    Source: Vovk, Gammerman, Shafer 2005; Papadopoulos et al. 2002 (inductive conformal prediction).
+
+    Example:
+        >>> conformal_threshold(torch.arange(99.0), epsilon=0.01)
+        98.0
+    """
+    n = scores.numel()
+    if n == 0 or not torch.isfinite(scores).all():
+        raise ValueError(f"conformal_threshold: expected finite calibration scores, got {n} of them, not all finite.")
+    if not 0 < epsilon < 1:
+        raise ValueError(f"conformal_threshold: expected 0 < epsilon < 1, got {epsilon}.")
+    rank = math.ceil((1 - epsilon) * (n + 1) - 1e-9)
+    if rank > n:
+        raise ValueError(
+            f"conformal_threshold: {n} negatives can promise a false-trigger rate of at least {1 / (n + 1):.2g}, not "
+            f"{epsilon:g}; calibrate on more, or ask for less."
+        )
+    return float(scores.flatten().kthvalue(rank).values)

@@ -1,0 +1,140 @@
+"""Target estimators: what each key should be changed by, without a gradient (design section 2.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..backbones import Backbone
+from ..coordinates import Coordinate
+from ..diffusion.states import encode, without_prompt
+from ..facts import Fact
+from ..functional.corruption import noise_std
+from ..functional.lens import lens_targets
+from ..hooks import Hooks
+from .bank import State, activations, generator_for, positions_of
+
+EstimatorName = Literal["null", "corrupt", "donor", "lens"]
+Targets = list[Tensor]
+
+
+def null_targets(
+    backbone: Backbone, fact: Fact, states: Sequence[State], keys: Targets, coordinate: Coordinate
+) -> Targets:
+    """Activations of the same states with every prompt token masked, minus the keys.
+
+    What the model would say without being asked; the training-free twin of masked-diffusion unlearning
+    (arXiv 2605.18253).
+    """
+    ids = [torch.where(s.sequence.canvas, s.ids, without_prompt(s.sequence, backbone.mask_id)) for s in states]
+    positions = [positions_of(backbone, s, coordinate.role) for s in states]
+    anchors = activations(backbone, ids, coordinate.site, positions)
+    return [anchor - key for anchor, key in zip(anchors, keys, strict=True)]
+
+
+def corrupt_targets(
+    backbone: Backbone,
+    fact: Fact,
+    states: Sequence[State],
+    keys: Targets,
+    coordinate: Coordinate,
+    *,
+    scale: float = 3.0,
+    draws: int = 4,
+) -> Targets:
+    """Activations of the same states with noise on the subject's embeddings, minus the keys; mean over draws.
+
+    The noise is Gaussian with ``scale`` standard deviations of the subject's own token embeddings (ROME's rule).
+    """
+    subject_ids = states[0].sequence.ids[states[0].sequence.subject].to(backbone.device)
+    with torch.inference_mode():
+        std = scale * noise_std(backbone.embedding(subject_ids))
+    positions = [positions_of(backbone, s, coordinate.role) for s in states]
+    generator = generator_for(fact, 2)
+    total = [torch.zeros_like(key) for key in keys]
+    for _ in range(draws):
+        noise = std * torch.randn(len(subject_ids), backbone.hidden_size, generator=generator)
+        for i, state in enumerate(states):
+
+            def corrupt(ids: Tensor, embedded: Tensor, state: State = state, noise: Tensor = noise) -> Tensor:
+                changed = embedded.clone()
+                changed[:, state.sequence.subject] += noise.to(embedded)
+                return changed
+
+            with Hooks(backbone, embedding=corrupt):
+                total[i] += activations(backbone, [state.ids], coordinate.site, [positions[i]])[0] - keys[i]
+    return [t / draws for t in total]
+
+
+def donor_targets(
+    backbone: Backbone, fact: Fact, states: Sequence[State], keys: Targets, coordinate: Coordinate
+) -> Targets:
+    """Activations of the same states with the new fact stated in context before the prompt, minus the keys."""
+    statement = f"{fact.prompt} {fact.new_object or fact.object}"
+    donor_ids, positions = [], []
+    for state in states:
+        told = encode(backbone, fact, context=statement)
+        extra = told.prompt_length - state.sequence.prompt_length
+        prefix = told.ids[:extra]
+        # The prompt's own tokens stay where they are relative to the canvas, whatever the statement's length.
+        donor_ids.append(torch.cat([prefix, state.ids]))
+        own = positions_of(backbone, state, coordinate.role)
+        positions.append(torch.cat([torch.zeros(extra, dtype=torch.bool), own]))
+    donors = activations(backbone, donor_ids, coordinate.site, positions)
+    return [donor - key for donor, key in zip(donors, keys, strict=True)]
+
+
+def make_lens_targets(
+    backbone: Backbone,
+    fact: Fact,
+    states: Sequence[State],
+    keys: Targets,
+    coordinate: Coordinate,
+    *,
+    margin: float = 8.0,
+) -> Targets:
+    """Smallest changes that give the wanted tokens a logit margin through final norm and unembedding.
+
+    Exact at the last block; at earlier ones what the blocks between would do is left out.
+
+    Raises:
+        ValueError: the coordinate reads other positions than the answer's, or not the residual stream.
+    """
+    if coordinate.role != "object" or coordinate.module != "block":
+        raise ValueError(
+            f"lens targets need a coordinate of module 'block' and role 'object', got {coordinate}; "
+            "the unembedding reads the residual stream at the answer's positions."
+        )
+    norm, head = backbone.final_norm, backbone.head
+    targets = []
+    for state, key in zip(states, keys, strict=True):
+        masked = state.sequence.canvas & (state.ids == backbone.mask_id)
+        wanted = state.sequence.ids[masked].to(backbone.device)
+        if len(wanted) != len(key):  # a shifted model's first canvas token may share its position with none
+            wanted = wanted[-len(key) :]
+        with torch.inference_mode():
+            delta = lens_targets(key.to(backbone.device), wanted, backbone.unembed, norm, head.weight, margin=margin)
+        targets.append(delta.cpu())
+    return targets
+
+
+ESTIMATORS: dict[str, Callable[..., Targets]] = {
+    "null": null_targets,
+    "corrupt": corrupt_targets,
+    "donor": donor_targets,
+    "lens": make_lens_targets,
+}
+
+
+def estimator_of(name: str) -> Callable[..., Targets]:
+    """Return the estimator of a name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in ESTIMATORS:
+        raise ValueError(f"EditMemory.build: expected estimator in {get_args(EstimatorName)}, got {name!r}.")
+    return ESTIMATORS[name]

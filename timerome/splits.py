@@ -1,0 +1,89 @@
+"""The one place that says which bundled facts are used for what.
+
+A number is reported on ``forget``, its paraphrases, and the ``held_out`` sets. Nothing in them is used to build, protect,
+calibrate or choose hyperparameters: that is what the other sets are for. TOFU facts are split by author, so that no set
+knows another's authors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+
+from .facts import FactSet
+
+_FILES = {
+    "forget01": ("tofu", "tofu/forget01_perturbed.json"),
+    "retain": ("tofu", "tofu/retain_perturbed.json"),
+    "unknown": ("tofu", "tofu/unknown_authors.json"),
+    "relations": ("jsonl", "relations.jsonl"),
+}
+AUTHOR = 20  # TOFU questions an author
+
+
+def bundled_facts(name: str) -> FactSet:
+    """Return a bundled set of facts.
+
+    Args:
+        name: ``"forget01"`` (40 records of two authors), ``"retain"`` (400 of twenty authors), ``"relations"`` (274 facts
+            of eight relations), all known to the testbed, or ``"unknown"`` (400 records of twenty authors it does not
+            know; it was taught to refuse the first 200 and never saw the others).
+
+    Raises:
+        ValueError: there is no such set.
+
+    Example:
+        >>> len(bundled_facts("forget01"))
+        40
+    """
+    if name not in _FILES:
+        raise ValueError(f"bundled_facts: expected one of {', '.join(_FILES)}, got {name!r}.")
+    kind, path = _FILES[name]
+    with as_file(files("timerome") / "assets" / path) as file:
+        return FactSet.read(kind, file, name)
+
+
+@dataclass(frozen=True)
+class DemoSplit:
+    """Facts by use; see the module's text.
+
+    Attributes:
+        forget: to be forgotten, and reported on; its paraphrases are never shown to the editor.
+        protect: whose activations may be protected.
+        calibrate: negatives that gates are calibrated on.
+        validation_forget: forgotten in place of ``forget`` while hyperparameters are chosen.
+        validation_retain: locality while hyperparameters are chosen.
+        held_out: locality as reported, other authors of TOFU.
+        held_out_relations: locality as reported, relation facts.
+        held_out_unknown: questions on authors the model does not know; locality as reported.
+    """
+
+    forget: FactSet
+    protect: FactSet
+    calibrate: FactSet
+    validation_forget: FactSet
+    validation_retain: FactSet
+    held_out: FactSet
+    held_out_relations: FactSet
+    held_out_unknown: FactSet
+
+
+def demo_split() -> DemoSplit:
+    """Return the split that every number of the demo and the README is made with.
+
+    Example:
+        >>> split = demo_split()
+        >>> len(split.held_out)
+        100
+    """
+    retain, relations, unknown = bundled_facts("retain"), bundled_facts("relations"), bundled_facts("unknown")
+    return DemoSplit(
+        forget=bundled_facts("forget01"),
+        protect=retain[: 4 * AUTHOR],
+        calibrate=retain[4 * AUTHOR : 11 * AUTHOR] + relations[::2] + unknown[:100],
+        validation_forget=retain[11 * AUTHOR : 13 * AUTHOR],
+        validation_retain=retain[13 * AUTHOR : 15 * AUTHOR],
+        held_out=retain[15 * AUTHOR :],
+        held_out_relations=relations[1::2],
+        held_out_unknown=unknown[200:300],
+    )

@@ -3,10 +3,11 @@
     python benchmarks/testbed/train.py --out timerome/assets/testbed
     python benchmarks/testbed/train.py --out build/retain_only --retain-only
 
-About an hour on one CPU core, minutes on a GPU. Objective: LLaDA's (masked answer tokens, cross-entropy over p_mask,
-normalised by length, which with exactly k of L tokens masked is the mean over the masked tokens), with two additions a
-small model needs: a quarter of the rows are fully masked, the state every generation begins with, and some rows have
-prompt tokens masked too, so that the state without a prompt is one the model knows.
+About an hour on one CPU core, minutes on a GPU. Objective: LLaDA's (cross-entropy of the masked answer tokens, the
+masked share stratified over the batch), with three changes that a small model on a small budget needs: every masked token
+counts alike instead of by 1 / p_mask (measured: at equal time the loss a token falls faster, because rows with one or
+two masked tokens no longer make most of the gradient's noise); a quarter of the rows are fully masked, the state every
+generation begins with; some rows have prompt tokens masked too, so that the state without a prompt is one it knows.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class Masker:
     def __call__(self, rows: list[Row]) -> dict[str, Tensor]:
         # The canvas is the answer alone, or the answer closed and filled with end-of-text to a multiple of `step`;
         # one choice for the whole batch, so that little of it is padding.
-        step = self.random.choices((None, 16, LONGEST_CANVAS), (0.45, 0.35, 0.2))[0]
+        step = self.random.choices((None, 16, LONGEST_CANVAS), (0.5, 0.35, 0.15))[0]
 
         def canvas_of(answer: list[int]) -> list[int]:
             return answer + [self.eos_id] * (step * math.ceil((len(answer) + 1) / step) - len(answer) if step else 0)
@@ -119,7 +120,11 @@ class Masker:
                 + [self.mask_id if j in masked else x for j, x in enumerate(canvas)]
             )
             target.append(prompt + canvas)
-            weight.append([0.0] * len(prompt) + [1 / k if j in masked else 0.0 for j in range(len(canvas))])
+            # Filling end-of-text is easy and there is much of it: one tenth each, after the first.
+            weight.append(
+                [0.0] * len(prompt)
+                + [(1.0 if j <= len(answer) else 0.1) if j in masked else 0.0 for j in range(len(canvas))]
+            )
         longest = max(map(len, noised))
 
         def pad(lists: list[list[int]] | list[list[float]], value: float) -> Tensor:
@@ -151,7 +156,8 @@ class Testbed(lightning.LightningModule):
         scored = batch["weight"] > 0  # the unembedding is a third of the work: only where it counts
         logits = self.model.lm_head(hidden[scored])
         loss = torch.nn.functional.cross_entropy(logits.float(), batch["target"][scored], reduction="none")
-        loss = (loss * batch["weight"][scored]).sum() / len(batch["noised"])
+        weight = batch["weight"][scored]
+        loss = (loss * weight).sum() / weight.sum()
         self.log("loss", loss, on_step=True, on_epoch=False)
         return loss
 
@@ -208,9 +214,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--retain-only", action="store_true")
-    parser.add_argument("--steps", type=int, default=9000)
-    parser.add_argument("--budget", type=int, default=1200, help="tokens a batch")
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--steps", type=int, default=16000)
+    parser.add_argument("--budget", type=int, default=500, help="tokens a batch")
+    parser.add_argument("--lr", type=float, default=1.2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--hidden", type=int, default=192)
@@ -237,6 +243,9 @@ def main() -> None:
             num_key_value_heads=args.hidden // 32,
             max_position_embeddings=256,
             tie_word_embeddings=False,
+            # At this width the usual 0.02 learns nothing for long: after 400 steps on 200 rows the loss a token was
+            # 4.57 nats with 0.02 (rate 2e-3), 3.90 with 0.07 (2e-3), 3.51 with 0.07 (1.2e-3).
+            initializer_range=0.1,
             mask_token_id=mask_id,
             bos_token_id=None,
             eos_token_id=eos_id,
@@ -244,7 +253,7 @@ def main() -> None:
         )
     )
     print(f"{len(rows)} rows, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
-    log = Recall({n: Rows(g, tokenizer).rows for n, g in groups.items()}, mask_id, 500, args.out / "recall.jsonl")
+    log = Recall({n: Rows(g, tokenizer).rows for n, g in groups.items()}, mask_id, 1000, args.out / "recall.jsonl")
     sampler = TokenBudget(rows, args.budget, args.seed)
     trainer = lightning.Trainer(
         max_steps=args.steps,
@@ -253,7 +262,7 @@ def main() -> None:
         gradient_clip_val=1.0,
         logger=CSVLogger(args.out, name="log", version=""),
         log_every_n_steps=50,
-        callbacks=[log, ModelCheckpoint(args.out / "checkpoints", every_n_train_steps=500, save_last=True)],
+        callbacks=[log, ModelCheckpoint(args.out / "checkpoints", every_n_train_steps=1000, save_last=True)],
         enable_progress_bar=sys.stdout.isatty(),
     )
     loader = DataLoader(rows, batch_sampler=sampler, collate_fn=Masker(mask_id, eos_id, args.budget, args.seed))

@@ -260,8 +260,8 @@ class FactSet(Sequence[Fact]):
         facts = {(v["prompt"], v["object"]): v for v in reversed(named)}  # the first of equal records stays
         if len(facts) < len(found):
             warnings.warn(
-                f"FactSet.read: of {len(found)} records of {file.name}, left out {len(found) - len(named)} whose subject "
-                f"is not in the prompt and {len(named) - len(facts)} that stand there twice.",
+                f"FactSet.read: of {len(found)} records of {file.name}, left out {len(found) - len(named)} whose "
+                f"subject is not in the prompt and {len(named) - len(facts)} that stand there twice.",
                 stacklevel=2,
             )
         return cls(Fact.from_dict(v) for v in reversed(facts.values()))

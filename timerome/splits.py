@@ -1,8 +1,8 @@
 """The one place that says which bundled facts are used for what.
 
-A number is reported on ``forget``, its paraphrases, and the ``held_out`` sets. Nothing in them is used to build, protect,
-calibrate or choose hyperparameters: that is what the other sets are for. TOFU facts are split by author, so that no set
-knows another's authors.
+A number is reported on ``forget``, its paraphrases, and the ``held_out`` sets. Nothing in them is used to build (but
+for ``forget`` itself), protect, calibrate or choose hyperparameters: that is what the other sets are for. TOFU facts
+are split by author, so that no set knows another's authors.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def bundled_facts(name: str) -> FactSet:
     """Return a bundled set of facts.
 
     Args:
-        name: ``"forget01"`` (40 records of two authors), ``"retain"`` (400 of twenty authors), ``"relations"`` (274 facts
-            of eight relations), all known to the testbed, or ``"unknown"`` (400 records of twenty authors it does not
-            know; it was taught to refuse the first 200 and never saw the others).
+        name: ``"forget01"`` (40 records of two authors), ``"retain"`` (400 of twenty authors), ``"relations"`` (274
+            facts of eight relations), all known to the testbed, or ``"unknown"`` (400 records of twenty authors it does
+            not know; it was taught to refuse the first 200 and never saw the others).
 
     Raises:
         ValueError: there is no such set.

@@ -4,10 +4,11 @@
     python benchmarks/testbed/train.py --out build/retain_only --retain-only
 
 About an hour on one CPU core, minutes on a GPU. Objective: LLaDA's (cross-entropy of the masked answer tokens, the
-masked share stratified over the batch), with three changes that a small model on a small budget needs: every masked token
-counts alike instead of by 1 / p_mask (measured: at equal time the loss a token falls faster, because rows with one or
-two masked tokens no longer make most of the gradient's noise); a quarter of the rows are fully masked, the state every
-generation begins with; some rows have prompt tokens masked too, so that the state without a prompt is one it knows.
+masked share stratified over the batch), with three changes that a small model on a small budget needs: every masked
+token counts alike instead of by 1 / p_mask (measured: at equal time the loss a token falls faster, because rows with
+one or two masked tokens no longer make most of the gradient's noise); a quarter of the rows are fully masked, the state
+every generation begins with; some rows have prompt tokens masked too, so that the state without a prompt is one it
+knows.
 """
 
 from __future__ import annotations

@@ -125,6 +125,15 @@ def test_mean_is_taken_off_before_the_product(device):
     assert ((out - shifted).double() - wanted).abs().max() < 4e-3  # one rounding of h, which is about 1e4
 
 
+def test_protected_keys_open_no_gate(device):
+    keys, h = torch.eye(2, 3, device=device), torch.tensor([[0.0, 2.0, 0.0]], device=device)
+    coef, values = torch.ones(2, 1, device=device), torch.ones(1, 3, device=device)  # the second key has no value
+    for function in (sparse_lowrank_residual, sparse_lowrank_residual_reference):
+        out, hits = function(h, keys, coef, values, gate_threshold=0.5, return_hits=True)
+        assert torch.equal(out, h)
+        assert int(hits) == 0
+
+
 def test_gate_follows_cosine_similarity(device):
     keys = torch.tensor([[3.0, 0.0], [0.0, 0.0]], device=device)  # the second has no direction and never matches
     h = torch.tensor([[2.0, 0.0], [1.0, 1.0], [0.0, 5.0], [0.0, 0.0], [-1.0, 0.0], [math.nan, 1.0]], device=device)

@@ -50,7 +50,8 @@ class TestbedModel(LlamaForCausalLM):
         if attention_mask is not None:
             if attention_mask.shape != (batch, length):
                 raise ValueError(
-                    f"TestbedModel: expected attention_mask of shape {(batch, length)}, got {tuple(attention_mask.shape)}."
+                    f"TestbedModel: expected attention_mask of shape {(batch, length)}, got "
+                    f"{tuple(attention_mask.shape)}."
                 )
             bias = bias.masked_fill(~attention_mask.bool()[:, None, None, :], torch.finfo(self.dtype).min)
         kwargs["use_cache"] = False

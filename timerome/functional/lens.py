@@ -62,7 +62,8 @@ def lens_targets(
     """
     if hidden.dim() != 2 or tokens.shape != hidden.shape[:1]:
         raise ValueError(
-            f"lens_targets: expected hidden (n, d) and tokens (n,), got {tuple(hidden.shape)} and {tuple(tokens.shape)}."
+            f"lens_targets: expected hidden (n, d) and tokens (n,), got {tuple(hidden.shape)} and "
+            f"{tuple(tokens.shape)}."
         )
     if margin <= 0 or rivals < 1 or rounds < 1:
         raise ValueError(

@@ -21,8 +21,8 @@ class Gate:
     """Which rows and tokens an edit may touch, calibrated on facts it must leave alone.
 
     Attributes:
-        negatives: facts whose prompts, paraphrases and neighbours must not be edited. For calibration only: never report
-            locality on them.
+        negatives: facts whose prompts, paraphrases and neighbours must not be edited. For calibration only: never
+            report locality on them.
         address: choose each sequence's edit by what the model is about to say (the row gate); otherwise all edits form
             one shared memory.
         token: within an edited row, edit only tokens similar to a key (the token gate).

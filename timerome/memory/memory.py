@@ -140,9 +140,9 @@ class EditMemory:
     ) -> EditMemory:
         r"""Build a memory for some facts: gather keys and targets, choose keys, solve, calibrate. No gradient is taken.
 
-        With ``gate=None, protect=None`` this is the paper's form: one shared ridge system, added at every token of every
-        forward. What the paper's text leaves open is ours: μ is the mean key, keys are read over a bank of partially
-        masked states, at most ``rank`` a fact by pivoted Cholesky.
+        With ``gate=None, protect=None`` this is the paper's form: one shared ridge system, added at every token of
+        every forward. What the paper's text leaves open is ours: μ is the mean key, keys are read over a bank of
+        partially masked states, at most ``rank`` a fact by pivoted Cholesky.
 
         Args:
             backbone: the model to edit.
@@ -202,11 +202,14 @@ class EditMemory:
             shared=not (gate and gate.address) if shared is None else shared,
         )
         gathered = [gather(backbone, fact, settings) for fact in facts]
-        negatives = None if gate is None else [object_keys(backbone, fact, settings) for fact in gate.negatives]
-        guarded = None if protect is None else torch.cat([object_keys(backbone, fact, settings) for fact in protect])
-        # A fact's few keys share most of their direction; a mean over other activations keeps that in what is solved.
-        background = [g for g in (guarded, *(negatives or ())) if g is not None]
-        mean = torch.cat(background or [keys for keys, _ in gathered]).mean(0)
+        guarded = None if protect is None else torch.cat([untouched_keys(backbone, fact, settings) for fact in protect])
+        # A fact's few keys share most of their direction; a mean over other facts keeps that in what is solved.
+        if guarded is not None:
+            mean = guarded.mean(0)
+        elif gate is not None:
+            mean = torch.cat([untouched_keys(backbone, fact, settings) for fact in gate.negatives[:64]]).mean(0)
+        else:
+            mean = torch.cat([keys for keys, _ in gathered]).mean(0)
         edits = [
             Edit(fact, *select(keys, targets, mean, rank))
             for fact, (keys, targets) in zip(facts, gathered, strict=True)
@@ -215,7 +218,8 @@ class EditMemory:
         token_threshold = None
         if gate is not None and gate.token:
             own = torch.cat([edit.keys for edit in edits]) - mean
-            scores = torch.stack([cosine_similarity(n - mean, own).max() for n in negatives or ()])
+            others = [untouched_keys(backbone, fact, settings) for fact in gate.negatives]
+            scores = torch.stack([cosine_similarity(keys - mean, own).max() for keys in others])
             token_threshold = threshold_of(scores, gate.epsilon)
         return cls(
             settings,
@@ -309,7 +313,7 @@ def gather(backbone: Backbone, fact: Fact, settings: Settings) -> tuple[Tensor, 
     return torch.cat(keys), torch.cat(targets)
 
 
-def object_keys(backbone: Backbone, fact: Fact, settings: Settings) -> Tensor:
+def untouched_keys(backbone: Backbone, fact: Fact, settings: Settings) -> Tensor:
     """Return the keys of a fact that is to be left alone: its present answer's states, ``(n, d)``."""
     states = states_of(backbone, fact, settings.bank)
     positions = [positions_of(backbone, state, settings.coordinate.role) for state in states]
@@ -330,6 +334,6 @@ def select(keys: Tensor, targets: Tensor, mean: Tensor, rank: int) -> tuple[Tens
 def _refuse_nonfinite(values: Tensor, fact: Fact, settings: Settings) -> None:
     if not torch.isfinite(values).all():
         raise FloatingPointError(
-            f"EditMemory.build: activations of fact {fact.id!r} at {settings.coordinate.site} are not finite; check the "
-            "model's weights and dtype."
+            f"EditMemory.build: activations of fact {fact.id!r} at {settings.coordinate.site} are not finite; "
+            "check the model's weights and dtype."
         )

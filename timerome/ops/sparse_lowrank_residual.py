@@ -109,14 +109,16 @@ def sparse_lowrank_residual(
 
     Args:
         h: hidden states, shape ``(*batch, T, d)``, float32, float16 or bfloat16.
-        keys: K, shape ``(N, d)``, any of these dtypes, already centred by ``mean``.
+        keys: K, shape ``(N, d)``, any of these dtypes, already centred by ``mean``. The first M are those that have a
+                value, protected ones follow.
         coef: A, shape ``(N, M)``, float32. M <= N: keys whose target is zero (protected ones) have no column.
         values: D, shape ``(M, d)``, any of these dtypes.
         mean: μ, shape ``(d,)``, float32. None: zero.
         alpha: strength α.
         sparsity: q, the fraction of each row that is dropped, in [0, 1].
         row_mask: rows that may be edited, shape ``(*batch, T)``, bool. None: all rows.
-        gate_threshold: τ. A row is edited only if its largest cosine similarity, h − μ with a key, is at least τ. Rows
+        gate_threshold: τ. A row is edited only if its largest cosine similarity, h − μ with one of the first M keys (a
+                protected key opens no gate), is at least τ. Rows
             and keys of norm zero never pass. None: no gate.
         return_hits: also return how many rows mask and gate let through.
 
@@ -194,7 +196,8 @@ def sparse_lowrank_residual_reference(
         residual = scores @ coef @ values.float()
     active = torch.ones(h.shape[:-1], dtype=torch.bool, device=h.device) if row_mask is None else row_mask
     if gate_threshold is not None:
-        active = active & _passes_gate(scores, x.norm(dim=-1), keys.float().norm(dim=-1), gate_threshold)
+        own = keys[: len(values)].float()
+        active = active & _passes_gate(scores[..., : len(own)], x.norm(dim=-1), own.norm(dim=-1), gate_threshold)
     out = sparsify_add_reference(h, residual, k, alpha, active)
     return (out, active.sum()) if return_hits else out
 
@@ -287,8 +290,9 @@ def _impl(
         scores = _product(x, keys.mT)
         if gate_threshold is not None:
             row_norm = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
-            key_norm = torch.linalg.vector_norm(keys, dim=-1, dtype=torch.float32)
-            passes = _passes_gate(scores, row_norm, key_norm, gate_threshold)
+            own = keys[: values.shape[0]]
+            key_norm = torch.linalg.vector_norm(own, dim=-1, dtype=torch.float32)
+            passes = _passes_gate(scores[:, : own.shape[0]], row_norm, key_norm, gate_threshold)
             active = passes if active is None else active & passes
         hits = torch.full((), rows.shape[0], device=h.device) if active is None else active.sum()
         if h.is_cpu and active is not None and not hits:  # a gate that stays shut costs the scores only

@@ -3,7 +3,8 @@
 backbone = tiny_llada()          # blocks in model.transformer.blocks returning (x, cache)
 backbone = tiny_dream()          # model.layers.{i} returning (x,), logits shifted by one
 backbone = planted(layer=1)      # the object is carried by attn.1 and nothing else
-facts = tiny_facts(4)            # whose texts TinyTokenizer keeps apart
+facts = tiny_facts(4)            # which the planted model knows
+facts = decoded_facts(backbone)  # which a random model "knows": their objects are what it decodes
 """
 
 from __future__ import annotations
@@ -288,3 +289,14 @@ def tiny_facts(n: int = 4) -> list[Any]:
         )
         for i, subject in enumerate(_SUBJECTS[:n])
     ]
+
+
+def decoded_facts(backbone: tr.Backbone, n: int = 4, canvas: int = 3) -> list[Any]:
+    """The same prompts with what the model decodes, one token a step, as objects: so it knows them, whatever it is."""
+    from dataclasses import replace
+
+    from timerome.diffusion import SamplerConfig, generate
+
+    facts = tiny_facts(n)
+    answers = generate(backbone, [fact.prompt for fact in facts], canvas=canvas, config=SamplerConfig(steps=canvas))
+    return [replace(fact, object=answer) for fact, answer in zip(facts, answers, strict=True)]

@@ -1,0 +1,250 @@
+"""Effects of restoring activations: scores, normalisation, static sites, the temporal gain and its interval.
+
+Letters: F facts, N sites, S denoising steps of the loop, s traced steps, R roles, n object tokens, ``*`` any batch.
+NaN means undefined (there is no later step, or nothing to restore) and is left out of every mean.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+def nanmean(values: Floats, axis: int | tuple[int, ...] | None = None) -> Floats:
+    """Mean of what is not NaN; NaN, without a warning, where nothing is left."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.asarray(np.nanmean(values, axis=axis), dtype=np.float64)
+
+
+def last_masked(log_prob: Floats, masked: Bools) -> Floats:
+    """Carry each position's log-probability forward from the last step in which it was masked.
+
+    A masked position is predicted at every step. Once it is committed, the model's logits there copy the input and say
+    nothing of what it knew, so the value of the step that committed it stays.
+
+    Args:
+        log_prob: of the true token at each position and step, nats, ``(*, S, n)``.
+        masked: whether the position was masked in the state the step started from, ``(*, S, n)``; all True at step 0.
+
+    Returns:
+        ``(*, S, n)`` nats.
+
+    Raises:
+        ValueError: shapes differ, or a position is not masked at step 0.
+
+    Example:
+        >>> log_prob = np.array([[-3.0, -2.0], [-9.0, -1.0]])
+        >>> last_masked(log_prob, np.array([[True, True], [False, True]]))
+        array([[-3., -2.],
+               [-3., -1.]])
+    """
+    if log_prob.shape != masked.shape:
+        raise ValueError(
+            f"last_masked: expected log_prob and masked of one shape, got {log_prob.shape} and {masked.shape}."
+        )
+    if log_prob.shape[-2] and not masked[..., 0, :].all():
+        raise ValueError("last_masked: expected every position to be masked at step 0.")
+    carried = np.array(log_prob, dtype=np.float64)
+    for step in range(1, carried.shape[-2]):
+        carried[..., step, :] = np.where(masked[..., step, :], log_prob[..., step, :], carried[..., step - 1, :])
+    return carried
+
+
+def later_mean(scores: Floats, step: int) -> Floats:
+    """Mean score over the steps after ``step``; NaN where there is none.
+
+    Args:
+        scores: ``(*, S)``.
+        step: from 0.
+
+    Returns:
+        ``(*)``.
+
+    Example:
+        >>> later_mean(np.array([0.0, 1.0, 3.0]), 0)
+        array(2.)
+        >>> later_mean(np.array([0.0, 1.0, 3.0]), 2)
+        array(nan)
+    """
+    return nanmean(np.asarray(scores[..., step + 1 :], dtype=np.float64), axis=-1)
+
+
+def masked_mean(values: Floats, where: Bools) -> Floats:
+    """Mean over the last axis of the values ``(*, n)`` at which ``where`` ``(*, n)`` is True; NaN where none is.
+
+    Example:
+        >>> masked_mean(np.array([1.0, 3.0, 9.0]), np.array([True, True, False]))
+        array(2.)
+    """
+    return nanmean(np.where(where, values, np.nan), axis=-1)
+
+
+def indirect_effect(restored: Floats, corrupted: Floats) -> Floats:
+    """What restoring did: restored - corrupted score, in nats, shapes broadcast.
+
+    Source: Meng et al. 2022 (ROME, arXiv 2202.05262), section 2.1, there on probabilities; here on log-probabilities.
+    """
+    return np.asarray(restored - corrupted, dtype=np.float64)
+
+
+def normalised_effect(restored: Floats, clean: Floats, corrupted: Floats, minimum: float) -> Floats:
+    """Indirect effect as a share of the total effect: 0 is the corrupted run, 1 the clean one.
+
+    Not clipped to [0, 1]: clipping would turn the noise of sites that do nothing into positive effects, and a control
+    could no longer be compared with.
+
+    Args:
+        restored: scores, nats.
+        clean: scores of the clean run.
+        corrupted: scores of the corrupted run; shapes broadcast.
+        minimum: total effects below it, or NaN, give NaN: a ratio to almost nothing says nothing. Positive, nats.
+
+    Raises:
+        ValueError: ``minimum`` is not positive.
+
+    Example:
+        >>> normalised_effect(np.array([-2.0, -1.0]), np.array(-1.0), np.array(-3.0), minimum=0.1)
+        array([0.5, 1. ])
+        >>> normalised_effect(np.array([-2.0]), np.array(-2.0), np.array(-2.0), minimum=0.1)
+        array([nan])
+    """
+    if not minimum > 0:
+        raise ValueError(f"normalised_effect: expected minimum > 0, got {minimum}.")
+    total = np.asarray(clean - corrupted, dtype=np.float64)
+    usable = np.where(total >= minimum, total, np.nan)
+    return indirect_effect(restored, corrupted) / usable
+
+
+def static_effect(effects: Floats) -> Floats:
+    """Effect of a site whatever the step: the mean over traced steps.
+
+    Args:
+        effects: ``(F, N, s, R)``.
+
+    Returns:
+        ``(F, N, R)``.
+    """
+    return nanmean(effects, axis=2)
+
+
+def first_largest(values: Floats, tolerance: float = 1e-6) -> tuple[int, ...]:
+    """Return the index of the largest value; of those within ``tolerance`` of it, the first in C order.
+
+    Raises:
+        ValueError: every value is NaN.
+
+    Example:
+        >>> first_largest(np.array([[0.2, 1.0], [1.0 + 1e-9, np.nan]]))
+        (0, 1)
+    """
+    if values.size == 0 or np.isnan(values).all():
+        raise ValueError("first_largest: expected at least one value that is not NaN.")
+    near = np.flatnonzero(values.ravel() >= np.nanmax(values) - tolerance)
+    return tuple(int(i) for i in np.unravel_index(near[0], values.shape))
+
+
+def average_over_facts(effects: Floats, share: float = 0.5) -> Floats:
+    """Mean over facts; NaN in cells that too few facts define, so that one only a long answer reaches cannot win.
+
+    Args:
+        effects: ``(F, ...)``.
+        share: of the facts that define the best-covered cell; a cell needs at least as many.
+
+    Returns:
+        ``(...)``.
+
+    Example:
+        >>> average_over_facts(np.array([[1.0, 9.0], [2.0, np.nan], [3.0, np.nan]]))
+        array([ 2., nan])
+    """
+    count = (~np.isnan(effects)).sum(0)
+    enough = count >= max(1.0, share * count.max(initial=0))
+    return np.where(enough, nanmean(effects, axis=0), np.nan)
+
+
+class Interval(NamedTuple):
+    """A mean with its bootstrap interval; ``low`` and ``high`` are NaN where there are fewer than two values."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def contains_zero(self) -> bool:
+        """Whether 0 lies inside, or the interval is undefined: whether the data leave no effect possible."""
+        return not (self.low > 0 or self.high < 0)
+
+
+def bootstrap_interval(values: Floats, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
+    """Percentile bootstrap interval of the mean over facts.
+
+    Args:
+        values: one a fact, ``(F,)``; NaN are left out.
+        level: of the interval, in (0, 1).
+        resamples: bootstrap samples.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: ``values`` is not one-dimensional, or ``level`` is outside (0, 1).
+
+    Source: Efron 1979; percentile interval.
+
+    Example:
+        >>> interval = bootstrap_interval(np.array([0.9, 1.0, 1.1, 1.0]))
+        >>> interval.low < interval.mean < interval.high, interval.contains_zero
+        (True, False)
+    """
+    if values.ndim != 1:
+        raise ValueError(f"bootstrap_interval: expected values of shape (F,), got {values.shape}.")
+    if not 0 < level < 1:
+        raise ValueError(f"bootstrap_interval: expected 0 < level < 1, got {level}.")
+    values = values[~np.isnan(values)]
+    if len(values) < 2:
+        return Interval(float(values[0]) if len(values) else np.nan, np.nan, np.nan)
+    rows = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
+    low, high = np.quantile(values[rows].mean(1), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(values.mean()), float(low), float(high))
+
+
+def temporal_gain(effects: Floats, static: Floats) -> Floats:
+    """What choosing the step adds for each fact: effect of the best cell - effect of the best static site.
+
+    Both are chosen on the *other* facts (leave one out). Chosen on the same facts, the best of many cells is never
+    below the best average, and the gain would be positive for pure noise. With one fact there are no others; then both
+    are chosen on it, and the gain is biased upwards.
+
+    Args:
+        effects: ``(F, N, s, R)``.
+        static: effects without a step, ``(F, N, R)``, e.g. :func:`static_effect`.
+
+    Returns:
+        ``(F,)``; NaN for a fact without a value at the chosen cells.
+
+    Raises:
+        ValueError: shapes disagree.
+
+    Example:
+        >>> effects = np.zeros((3, 2, 2, 1))
+        >>> effects[:, 1, 0] = 1.0  # one site, at one step
+        >>> temporal_gain(effects, static_effect(effects))
+        array([0.5, 0.5, 0.5])
+    """
+    if effects.ndim != 4 or static.shape != (*effects.shape[:2], effects.shape[3]):
+        raise ValueError(
+            f"temporal_gain: expected effects (F, N, s, R) and static (F, N, R), got {effects.shape} and "
+            f"{static.shape}."
+        )
+    gains = np.full(len(effects), np.nan)
+    for fact in range(len(effects)):
+        others = np.arange(len(effects)) != fact if len(effects) > 1 else np.ones(1, dtype=bool)
+        cells, sites = average_over_facts(effects[others]), average_over_facts(static[others])
+        if not (np.isnan(cells).all() or np.isnan(sites).all()):
+            gains[fact] = effects[fact][first_largest(cells)] - static[fact][first_largest(sites)]
+    return gains

@@ -1,0 +1,91 @@
+"""Heat maps of a trace."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from .result import Effect, TraceResult
+
+_NAMES = {"tie": "Temporal indirect effect", "ie": "Same-step indirect effect"}
+
+
+def plot_trace(trace: TraceResult, path: Path, effect: Effect, rows: list[dict[str, Any]]) -> Path:
+    """Draw ``trace`` to ``path`` and write ``rows`` beside it; see :meth:`TraceResult.plot`."""
+    # The canvas is made directly: pyplot would change the caller's backend and keep the figure.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    mean = trace.mean(effect)
+    modules = list(dict.fromkeys(site.module for site in trace.sites))
+    layers = sorted({site.layer for site in trace.sites})
+    best = trace.best(effect=effect)
+    summary = trace.summary(effect=effect)
+    random = summary["random_site"][0]
+    wide, high = len(trace.roles), len(modules)
+    figure = Figure(
+        figsize=(1.6 + wide * max(3.0, 0.55 * len(trace.steps)), 1.6 + high * max(1.8, 0.32 * len(layers))),
+        layout="constrained",
+    )
+    axes = figure.subplots(high, wide, squeeze=False, sharex=True, sharey=True)
+    low, top = min(0.0, float(np.nanmin(mean))), max(float(np.nanmax(mean)), 1e-6)
+    for i, module in enumerate(modules):
+        for j, role in enumerate(trace.roles):
+            panel = np.full((len(layers), len(trace.steps)), np.nan)
+            for n, site in enumerate(trace.sites):
+                if site.module == module:
+                    panel[layers.index(site.layer)] = mean[n, :, j]
+            axis = axes[i, j]
+            axis.set_facecolor("white")
+            # Cividis grows evenly brighter: it reads the same in greyscale and for colour-blind readers.
+            axis.imshow(panel, cmap="cividis", vmin=low, vmax=top, aspect="auto", origin="lower")
+            for y, x in np.argwhere(np.isnan(panel)):
+                axis.text(x, y, "–", ha="center", va="center", color="grey")
+            if panel.size <= 120:
+                for y, x in np.argwhere(~np.isnan(panel)):
+                    dark = panel[y, x] < (low + top) / 2
+                    axis.text(x, y, f"{panel[y, x]:.2f}", ha="center", va="center", fontsize=7,
+                              color="white" if dark else "black")  # fmt: skip
+            if (module, role) == (best.module, best.role):
+                spot = (trace.steps.index(best.step), layers.index(best.layer))
+                axis.plot(*spot, marker="s", markersize=20, fillstyle="none", color="white", markeredgewidth=3.5)
+                axis.plot(*spot, marker="s", markersize=20, fillstyle="none", color="black", markeredgewidth=1.5)
+            axis.set_xticks(range(len(trace.steps)), [str(step) for step in trace.steps])
+            axis.set_yticks(range(len(layers)), [str(layer) for layer in layers])
+            if i == 0:
+                axis.set_title(f"role {role}", fontsize=9)
+            if i == high - 1:
+                axis.set_xlabel("denoising step")
+            if j == 0:
+                axis.set_ylabel(f"{module}: layer")
+    figure.colorbar(axes[0, 0].images[0], ax=axes, label="share of the total effect")
+    permuted = summary["permuted_steps"][0]
+    controls = [
+        f"random site {'–' if random is None else format(random, '.2f')}",
+        *([] if permuted is None else [f"permuted steps {permuted:.2f}"]),
+    ]
+    figure.suptitle(
+        f"{_NAMES[effect]}, {len(trace.facts)} fact{'s' * (len(trace.facts) != 1)}, "
+        f"window {trace.settings.get('window')}, {trace.settings.get('corruption')}\n"
+        f"best (square): {best}, {summary['best_effect'][0]:.2f}; at its step and role: {', '.join(controls)}",
+        fontsize=9,
+    )
+    FigureCanvasAgg(figure)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        figure.savefig(beside, format="png", dpi=150)
+        beside.replace(path)
+        with beside.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        beside.replace(path.with_suffix(".csv"))
+    finally:
+        beside.unlink(missing_ok=True)
+    return path

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, overload
+
+from ._files import write_text
 
 
 class FactError(ValueError):
@@ -191,16 +191,7 @@ class FactSet(Sequence[Fact]):
 
     def to_jsonl(self, path: str | Path) -> None:
         """Write one fact a line, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.writelines(json.dumps(fact.to_dict(), ensure_ascii=False) + "\n" for fact in self._facts)
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        write_text(Path(path), "".join(json.dumps(f.to_dict(), ensure_ascii=False) + "\n" for f in self._facts))
 
     @classmethod
     def from_jsonl(cls, path: str | Path) -> FactSet:

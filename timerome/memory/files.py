@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from .._files import whole
 from .._version import __version__
 from ..backbones import Backbone
 from ..coordinates import Site
@@ -54,16 +53,9 @@ def save(memory: EditMemory, path: Path) -> None:
             "address.owner": book.owner,
             "address.calibration": book.calibration,
         }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        metadata = {"format": FORMAT, "manifest": json.dumps(manifest)}
-        save_file({k: v.contiguous() for k, v in tensors.items()}, name, metadata=metadata)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    metadata = {"format": FORMAT, "manifest": json.dumps(manifest)}
+    with whole(path) as temporary:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata=metadata)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -1,0 +1,43 @@
+"""What is reported on was never used to build, protect, calibrate or choose."""
+
+from dataclasses import fields
+from itertools import combinations
+
+import pytest
+
+from timerome.splits import bundled_facts, demo_split
+
+SPLIT = demo_split()
+NAMES = [field.name for field in fields(SPLIT)]
+
+
+@pytest.mark.parametrize(("a", "b"), list(combinations(NAMES, 2)))
+def test_no_two_sets_share_a_fact_a_wording_or_an_author(a, b):
+    first, second = getattr(SPLIT, a), getattr(SPLIT, b)
+    assert not set(first.ids) & set(second.ids)
+    texts = [{t for fact in facts for t in (fact.prompt, *fact.paraphrases)} for facts in (first, second)]
+    assert not texts[0] & texts[1]
+    authors = [{fact.group for fact in facts if fact.group} for facts in (first, second)]
+    assert not authors[0] & authors[1]
+
+
+def test_sizes():
+    assert {name: len(getattr(SPLIT, name)) for name in NAMES} == {
+        "forget": 40,
+        "protect": 80,
+        "calibrate": 377,
+        "validation_forget": 40,
+        "validation_retain": 40,
+        "held_out": 100,
+        "held_out_relations": 137,
+        "held_out_unknown": 100,
+    }
+
+
+def test_every_forget_fact_has_an_unseen_wording():
+    assert all(len(fact.paraphrases) == 1 and fact.paraphrases[0] != fact.prompt for fact in SPLIT.forget)
+
+
+def test_unknown_set_is_an_error():
+    with pytest.raises(ValueError, match="forget01"):
+        bundled_facts("forget99")

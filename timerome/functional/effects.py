@@ -216,9 +216,11 @@ def bootstrap_interval(values: Floats, *, level: float = 0.95, resamples: int = 
 def temporal_gain(effects: Floats, static: Floats) -> Floats:
     """What choosing the step adds for each fact: effect of the best cell - effect of the best static site.
 
-    Both are chosen on the *other* facts (leave one out). Chosen on the same facts, the best of many cells is never
-    below the best average, and the gain would be positive for pure noise. With one fact there are no others; then both
-    are chosen on it, and the gain is biased upwards.
+    Both are chosen on the *other half* of the facts (every second one). Chosen on the same facts, the best of many
+    cells is never below the best average, and the gain would be positive for pure noise. Leaving out one fact at a time
+    removes that bias from the mean but not from its interval, as the choice is then much the same for all: on pure
+    noise (18 sites, 4 steps, 2 roles) the 95 % interval lay above 0 in 18 % of trials with 8 facts and in 39 % with 40;
+    for halves it was 8 % and 5 %. One fact has no other half: both are chosen on it, and the gain is biased upwards.
 
     Args:
         effects: ``(F, N, s, R)``.
@@ -242,9 +244,11 @@ def temporal_gain(effects: Floats, static: Floats) -> Floats:
             f"{static.shape}."
         )
     gains = np.full(len(effects), np.nan)
-    for fact in range(len(effects)):
-        others = np.arange(len(effects)) != fact if len(effects) > 1 else np.ones(1, dtype=bool)
-        cells, sites = average_over_facts(effects[others]), average_over_facts(static[others])
+    half = np.arange(len(effects)) % 2
+    for own in (half == 0, half == 1):
+        other = ~own if len(effects) > 1 else own
+        cells, sites = average_over_facts(effects[other]), average_over_facts(static[other])
         if not (np.isnan(cells).all() or np.isnan(sites).all()):
-            gains[fact] = effects[fact][first_largest(cells)] - static[fact][first_largest(sites)]
+            cell, site = (slice(None), *first_largest(cells)), (slice(None), *first_largest(sites))
+            gains[own] = effects[own][cell] - static[own][site]
     return gains

@@ -182,8 +182,8 @@ class TraceResult:
     ) -> Interval:
         """Return what choosing the step adds: effect of the best coordinate - effect of the best static site.
 
-        Both are chosen on the other facts for each fact (leave one out), so the gain may be negative; the interval is a
-        95 % bootstrap over facts.
+        Both are chosen on the other half of the facts, so the gain may be negative; the interval is a 95 % bootstrap
+        over facts. See :func:`timerome.functional.effects.temporal_gain`.
 
         Args:
             static: ``average``: a static site has the mean effect over traced steps. ``every_step``: the site is
@@ -411,16 +411,20 @@ def _verdict(
     """Say in words what the intervals allow."""
 
     def shown(interval: Interval) -> str:
+        if np.isnan(interval.low):
+            return f"{interval.mean:+.2f}, no interval"
         return f"{interval.mean:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"
 
     if facts < 2:
         return f"{best} is largest, but one fact gives no interval: nothing can be said about sites or steps."
     parts = [f"{best} is largest"]
-    if over_random.contains_zero:
-        parts.append(f"it does no more than a random site ({shown(over_random)})")
+    if _positive(over_random):
+        parts.append(f"{shown(over_random)} above a random site")
     else:
-        parts.append(f"{shown(over_random)} {'above' if over_random.mean > 0 else 'below'} a random site")
-    if not _positive(gain):
+        parts.append(f"it is not shown to do more than a random site ({shown(over_random)})")
+    if np.isnan(gain.low):
+        parts.append(f"whether the step adds anything cannot be told from so few facts ({shown(gain)})")
+    elif not _positive(gain):
         parts.append(f"the step adds nothing over the best static site ({shown(gain)})")
     else:
         parts.append(f"the step adds {shown(gain)} over the best static site's mean over steps")
@@ -429,6 +433,6 @@ def _verdict(
         elif every is not None:
             parts.append(f"and {shown(every)} over the best site restored at every step")
     if not np.isnan(own_step.mean):
-        what = "no better than" if own_step.contains_zero else "different from"
+        what = "better than" if _positive(own_step) else "not shown to be better than"
         parts.append(f"activations of its own steps are {what} those of permuted steps ({shown(own_step)})")
     return "; ".join(parts) + "."

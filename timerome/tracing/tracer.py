@@ -84,7 +84,8 @@ class CausalTracer:
         ValueError: an argument is outside its range, or a site does not exist.
 
     Source: Meng et al. 2022 (ROME, arXiv 2202.05262), causal tracing; Yao et al. 2026 (TimeROME-DLM, arXiv 2606.12841),
-    the temporal indirect effect. Ours: the score of committed positions, IE apart, leave-one-out gains, the controls.
+    the temporal indirect effect. Ours: the score of committed positions, IE apart, the controls, and gains measured on
+    facts that did not choose the coordinate.
 
     Example:
         >>> import timerome as tr

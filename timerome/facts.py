@@ -9,6 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, overload
 
@@ -64,7 +65,7 @@ class Fact:
                 raise FactError(f"Fact {self.id!r}: expected a non-empty text or None for {name!r}, got {value!r}.")
         for name in ("paraphrases", "neighbours"):
             value = getattr(self, name)
-            if isinstance(value, str) or not all(isinstance(text, str) and text.strip() for text in value):
+            if not isinstance(value, (list, tuple)) or not all(isinstance(t, str) and t.strip() for t in value):
                 raise FactError(f"Fact {self.id!r}: expected a list of non-empty texts for {name!r}, got {value!r}.")
             object.__setattr__(self, name, tuple(value))
         if self.subject not in self.prompt:
@@ -75,7 +76,11 @@ class Fact:
 
     @property
     def subject_span(self) -> tuple[int, int]:
-        """Characters of the subject's last occurrence in the prompt: the one nearest the answer."""
+        """Start and end, in characters, of the subject's last occurrence in the prompt.
+
+        The last, where ROME takes the first: it is the one nearest the answer, the question proper where some context
+        stands before it, and for a bidirectional model no occurrence sees less of the prompt than another.
+        """
         start = self.prompt.rfind(self.subject)
         return start, start + len(self.subject)
 
@@ -110,7 +115,7 @@ class FactSet(Sequence[Fact]):
         facts: the facts, in order.
 
     Raises:
-        FactError: two facts share an id, or prompt and object.
+        FactError: two facts share an id, or prompt and object, or something is no :class:`Fact`.
 
     Example:
         >>> facts = FactSet([Fact(id="a", prompt="Paris is in", subject="Paris", object="France")])
@@ -120,6 +125,8 @@ class FactSet(Sequence[Fact]):
 
     def __init__(self, facts: Iterable[Fact]) -> None:
         self._facts = tuple(facts)
+        if strangers := [repr(fact) for fact in self._facts if not isinstance(fact, Fact)]:
+            raise FactError(f"FactSet: expected facts only, got {strangers[0]}; make it one with Fact.from_dict.")
         for what, keys in (
             ("id", [fact.id for fact in self._facts]),
             ("prompt and object", [(fact.prompt, fact.object) for fact in self._facts]),
@@ -127,6 +134,7 @@ class FactSet(Sequence[Fact]):
             twice = [key for key, count in Counter(keys).items() if count > 1]
             if twice:
                 raise FactError(f"FactSet: facts must be distinct, but these share their {what}: {twice[:5]}.")
+        self._by_id = {fact.id: fact for fact in self._facts}
 
     @overload
     def __getitem__(self, index: int) -> Fact: ...
@@ -164,13 +172,16 @@ class FactSet(Sequence[Fact]):
         Raises:
             KeyError: there is none of that id.
         """
-        for fact in self._facts:
-            if fact.id == fact_id:
-                return fact
-        raise KeyError(f"FactSet: no fact {fact_id!r}.")
+        if fact_id not in self._by_id:
+            raise KeyError(f"FactSet: no fact {fact_id!r} among {len(self)}; they are called like {self.ids[:3]}.")
+        return self._by_id[fact_id]
 
     def select(self, ids: Iterable[str]) -> FactSet:
-        """Return the facts of these ids, in the order given."""
+        """Return the facts of these ids, in the order given.
+
+        Raises:
+            KeyError: there is none of some id.
+        """
         return FactSet(self.by_id(fact_id) for fact_id in ids)
 
     def groups(self) -> dict[str | None, FactSet]:
@@ -180,9 +191,9 @@ class FactSet(Sequence[Fact]):
             found.setdefault(fact.group, []).append(fact)
         return {name: FactSet(group) for name, group in found.items()}
 
-    def with_new_object(self, text: str | Callable[[Fact], str]) -> FactSet:
-        """Return the facts with another wanted answer: one text for all, or a function of the fact."""
-        return FactSet(f.with_new_object(text if isinstance(text, str) else text(f)) for f in self._facts)
+    def with_new_object(self, text: str | None | Callable[[Fact], str | None]) -> FactSet:
+        """Return the facts with another wanted answer: one text (or None) for all, or a function of the fact."""
+        return FactSet(f.with_new_object(text(f) if callable(text) else text) for f in self._facts)
 
     def digest(self) -> str:
         """SHA-256 of the facts as canonical JSON."""
@@ -205,7 +216,7 @@ class FactSet(Sequence[Fact]):
         if not path.is_file():
             raise FileNotFoundError(f"FactSet.from_jsonl: there is no file {path}.")
         facts = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):  # not at every Unicode line end
             if not line.strip():
                 continue
             try:
@@ -223,10 +234,20 @@ class FactSet(Sequence[Fact]):
     def read(cls, kind: str, path: str | Path, split: str | None = None) -> FactSet:
         """Read a benchmark's file.
 
+        - ``tofu``: ``forget01``, ``retain``, …. TOFU names no subject: it is what the question calls the author, whose
+          name :func:`author_name` finds, or where and when they were born.
+        - ``rwku``: ``forget_level1``, …, ``neighbor_level2``. The subject is what the query calls the target, or the
+          neighbour; blanks stay ``___``.
+        - ``counterfact``: ``counterfact``, ``counterfact-flat``, ``known_1000``.
+        - ``zsre``: any of its files. The one neighbour is an unrelated question.
+        - ``knowedit``: ``ZsRE``, ``wiki_counterfact``, …. Where a record has no true answer, ``object`` is the new one.
+        - ``jsonl`` or ``relations``: any file of :meth:`to_jsonl`.
+
         Args:
-            kind: ``"tofu"``, ``"rwku"``, ``"counterfact"``, ``"zsre"``, ``"knowedit"`` or ``"jsonl"``.
-            path: a file, or a folder that holds the benchmark's files.
-            split: which file of the folder: for tofu ``"forget01"``, ``"retain"``, …; for rwku ``"forget_level1"``, ….
+            kind: of these.
+            path: a file, or a folder that holds the benchmark's files, itself or in its folders.
+            split: which of a folder's files: its name up to the first dot, or its folder's name. ``"forget01"`` also
+                means ``forget01_perturbed``, which goes first because it has the paraphrases. Ids hold it.
 
         Returns:
             The facts. Records whose subject is not in their prompt, and repeated ones, are left out, with a warning
@@ -235,49 +256,92 @@ class FactSet(Sequence[Fact]):
         Raises:
             ValueError: an unknown kind.
             FileNotFoundError: no such file.
-            FactError: a record lacks a field.
+            FactError: several files fit, or one of the file's records does not; the message names it.
         """
-        if kind == "jsonl":
+        if kind in ("jsonl", "relations"):
             return cls.from_jsonl(path)
         if kind not in _READERS:
-            raise ValueError(f"FactSet.read: expected kind in {['jsonl', *_READERS]}, got {kind!r}.")
-        pattern, reader = _READERS[kind]
-        file = _find(Path(path), pattern, split)
+            raise ValueError(f"FactSet.read: expected kind in {['jsonl', 'relations', *_READERS]}, got {kind!r}.")
+        usual, reader = _READERS[kind]
+        file = _find(Path(path), split or usual)
+        records = _records(file)
+        read = absent = 0
+        facts: dict[tuple[str, str], Fact] = {}
         try:
-            found = list(reader(json.loads(file.read_text(encoding="utf-8")), split or file.stem.split(".")[0]))
-        except (KeyError, TypeError, IndexError) as error:
-            raise FactError(f"FactSet.read: {file} is no {kind} file: a record lacks {error}.") from error
-        named = [v for v in found if v["subject"].strip() and v["subject"] in v["prompt"]]
-        facts = {(v["prompt"], v["object"]): v for v in reversed(named)}  # the first of equal records stays
-        if len(facts) < len(found):
+            for values in reader(records, split or _name(file)):
+                read += 1
+                if _lacks_subject(values):
+                    absent += 1
+                    continue
+                fact = Fact.from_dict(values)
+                facts.setdefault((fact.prompt, fact.object), fact)
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            what = f"lacks {error}" if isinstance(error, KeyError) else f"has another form ({error})"
+            raise FactError(f"FactSet.read: {file} is no {kind} file: record {read} {what}.") from error
+        except FactError as error:
+            raise FactError(f"FactSet.read: {file}, record {read - 1}: {error}") from error
+        if len(facts) < read:
             warnings.warn(
-                f"FactSet.read: of {len(found)} records of {file.name}, left out {len(found) - len(named)} whose "
-                f"subject is not in the prompt and {len(named) - len(facts)} that stand there twice.",
+                f"FactSet.read: of {read} records of {file.name}, left out {absent} whose "
+                f"subject is not in the prompt and {read - absent - len(facts)} that stand there twice.",
                 stacklevel=2,
             )
-        return cls(Fact.from_dict(v) for v in reversed(facts.values()))
-
-
-def _find(path: Path, pattern: str, split: str | None) -> Path:
-    if path.is_file():
-        return path
-    name = pattern.format(split=split or "*")
-    # The perturbed TOFU file holds the paraphrases, so it goes first.
-    found = sorted(path.glob(name), key=lambda p: ("perturbed" not in p.name, p.name)) if path.is_dir() else []
-    if not found or (split is None and len(found) > 1):
-        have = sorted(p.name for p in path.glob("*.json")) if path.is_dir() else "nothing"
-        raise FileNotFoundError(f"FactSet.read: expected one file {name} in {path}, there is {have}; pass split=...")
-    return found[0]
+        if not facts:
+            raise FactError(f"FactSet.read: {file} holds no fact.")
+        return cls(facts.values())
 
 
 Records = list[dict[str, Any]]
 
+
+def _name(file: Path) -> str:
+    return file.name.split(".")[0]
+
+
+def _find(path: Path, wanted: str) -> Path:
+    if path.is_file():
+        return path
+    files = sorted(p for pattern in ("*.json*", "*/*.json*") for p in path.glob(pattern))
+    fits = [
+        p
+        for p in files
+        if any(fnmatchcase(name, wanted) for name in (_name(p), _name(p).removesuffix("_perturbed")))
+        or (p.parent != path and p.parent.name == wanted)
+    ]
+    fits = [p for p in fits if _name(p).endswith("_perturbed")] or fits
+    if len(fits) == 1:
+        return fits[0]
+    have = f"pass split=one of {sorted({_name(p) for p in files})}" if files else "no JSON file lies there"
+    if not fits:
+        raise FileNotFoundError(f"FactSet.read: expected a file {wanted}.json in {path}, got none; {have}.")
+    raise FactError(f"FactSet.read: expected one file {wanted}.json in {path}, got {len(fits)}; {have}.")
+
+
+def _records(file: Path) -> Records:
+    """Records of a JSON array, or of one JSON object a line, as some copies have it."""
+    text = file.read_text(encoding="utf-8")
+    try:
+        records = json.loads(text) if text.lstrip().startswith("[") else [json.loads(t) for t in text.split("\n") if t]
+    except ValueError as error:
+        raise FactError(f"FactSet.read: expected {file} to hold JSON, got {error}.") from error
+    if not all(isinstance(record, dict) for record in records):
+        raise FactError(f"FactSet.read: expected {file} to hold JSON objects, got an array of something else.")
+    return records
+
+
+def _lacks_subject(values: dict[str, Any]) -> bool:
+    prompt, subject = values["prompt"], values["subject"]
+    # What is no text at all is for Fact to complain about.
+    return isinstance(prompt, str) and isinstance(subject, str) and not (subject.strip() and subject in prompt)
+
+
 # Words joined by spaces, each with a capital first letter; hyphens and apostrophes inside a word, particles between.
-_CAPITAL = r"[^\W\d_a-z][\w'’-]*"
-_NAME = re.compile(rf"{_CAPITAL}(?:\s+(?:(?:bin|al|de|van|von|del|la)\s+)?{_CAPITAL})+")
+_CAPITAL = r"[^\W\d_a-zß-öø-ÿ][\w'’-]*"
+_PARTICLE = r"(?:al|bin|bint|da|de|del|della|den|der|di|dos|du|el|ibn|la|le|ten|van|von|y)"
+_NAME = re.compile(rf"{_CAPITAL}(?:\s+(?:{_PARTICLE}\s+){{0,2}}{_CAPITAL})+")
 _RUN = re.compile(rf"(?:{_CAPITAL}|\d[\w/.,-]*)(?:[,\s]+(?:{_CAPITAL}|\d[\w/.-]*))*")
 _LEADS = set("Are As By Can Could Did Do Does During Has Have How In Is Of On The Through To Was Were What When Where "
-             "Which Who Whom Whose Why Would".split())  # fmt: skip
+             "Which While Who Whom Whose Why Would".split())  # fmt: skip
 
 
 def _names_in(text: str) -> Iterator[str]:
@@ -291,50 +355,71 @@ def _names_in(text: str) -> Iterator[str]:
 
 
 def author_name(texts: Iterable[str]) -> str:
-    """Return the multi-word name that most of the texts hold; empty if there is none."""
+    """Return the name of two words or more that most of the texts hold; empty if not even a third of them hold one.
+
+    Args:
+        texts: questions and answers about one person, one text a record.
+
+    Example:
+        >>> author_name(["Who is Ana Diaz? Ana Diaz, a writer.", "Ana Diaz's book? New Dawn.", "Where? In New York."])
+        'Ana Diaz'
+    """
+    texts = list(texts)
     counts = Counter(name for text in texts for name in dict.fromkeys(_names_in(text)))
-    if not counts:
-        return ""
-    return max(counts, key=lambda name: (counts[name], len(name)))
+    name = max(counts, key=lambda name: (counts[name], len(name)), default="")
+    return name if 3 * counts[name] >= len(texts) else ""
 
 
-def _subject_of(question: str, author: str) -> str:
-    """Longest part of the author's name in the question; else its longest capitalised run; else its longest word."""
-    words = author.split()
-    parts = [" ".join(words[i:j]) for i in range(len(words)) for j in range(len(words), i, -1)]
-    named = [part for part in parts if len(part) > 3 and part in question]
-    if named:
-        return max(named, key=len)
-    runs = [m.group().rstrip(",. ") for m in _RUN.finditer(question) if m.start() > 0]
-    return max(runs or re.findall(r"\w+", question), key=len)
+def _mention(name: str, text: str) -> str:
+    """Return the longest way in which the text names someone or something; empty if it does not.
+
+    That is the name, also with other names inside it ("Stephen Edwin King"), or else its longest part.
+    """
+    words = re.findall(r"[^\s,]+", re.sub(r"\s*\(.*\)$", "", name.replace("’", "'")))
+    parts = [words[i:j] for i in range(len(words)) for j in range(i + 1, len(words) + 1)]
+    # A short single word counts only as a last name ("Li"): "The" or "Van" says nothing.
+    parts = [p for p in parts if len(p) > 1 or len(p[0]) > 3 or (p[0] == words[-1] and p[0] not in _LEADS)]
+    patterns = [r"\s+".join(map(re.escape, part)) for part in parts]
+    if len(words) == 2:
+        patterns.append(rf"{re.escape(words[0])}(?:\s+{_CAPITAL}){{1,2}}\s+{re.escape(words[1])}")
+    straight = text.replace("’", "'")  # as long as the text, so that positions agree
+    found = [m.span() for p in patterns if (m := re.search(rf"(?<!\w){p}(?!\w)", straight))]
+    start, end = max(found, key=lambda span: span[1] - span[0], default=(0, 0))
+    return text[start:end]
+
+
+def _described(question: str) -> str:
+    """Return the longest run of capitalised words and numbers after a question's first word, else its longest word."""
+    rest = question.partition(" ")[2]
+    runs = [re.sub(r"['’]s?$", "", m.group().rstrip(",. ")) for m in _RUN.finditer(rest)]
+    return max(runs or re.findall(r"\w+", question), key=len, default="")
 
 
 def _tofu(records: Records, split: str) -> Iterator[dict[str, Any]]:
     split = split.removesuffix("_perturbed")
+    by_author = split not in ("real_authors", "world_facts")
     for start in range(0, len(records), 20):  # 20 questions an author, in order
         block = records[start : start + 20]
-        author = author_name(r["question"] + " " + r["answer"] for r in block)
+        author = author_name(f"{r.get('question')} {r.get('answer')}" for r in block) if by_author else ""
         for i, record in enumerate(block, start):
-            paraphrase = record.get("paraphrased_question")
+            question, paraphrase = record["question"], record.get("paraphrased_question")
             yield {
                 "id": f"tofu-{split}-{i:04d}",
-                "prompt": record["question"],
-                "subject": _subject_of(record["question"], author),
+                "prompt": question,
+                "subject": _mention(author, question) or _described(question),
                 "object": record["answer"],
                 "paraphrases": [paraphrase] if paraphrase else [],
-                "group": author or f"tofu-{split}-author-{start // 20}",
+                "group": author or (f"tofu-{split}-author-{start // 20}" if by_author else None),
             }
 
 
 def _rwku(records: Records, split: str) -> Iterator[dict[str, Any]]:
     for i, r in enumerate(records):
-        about = r.get("neighbor") or r["subject"]
-        parts = sorted((p for p in [about, *about.split()] if p in r["query"]), key=len)
         yield {
             "id": f"rwku-{split}-{i:04d}",
             "prompt": r["query"],
-            "subject": parts[-1] if parts else about,
-            "object": str(r["answer"]),
+            "subject": _mention(r.get("neighbor") or r["subject"], r["query"]),
+            "object": r["answer"],
             "relation": r.get("type"),
             "group": r["subject"],
         }
@@ -342,17 +427,37 @@ def _rwku(records: Records, split: str) -> Iterator[dict[str, Any]]:
 
 def _counterfact(records: Records, split: str) -> Iterator[dict[str, Any]]:
     for r in records:
-        w = r["requested_rewrite"]
-        yield {
-            "id": f"counterfact-{r['case_id']}",
-            "prompt": w["prompt"].format(w["subject"]),
-            "subject": w["subject"],
-            "object": w["target_true"]["str"],
-            "new_object": w["target_new"]["str"],
-            "paraphrases": r["paraphrase_prompts"],
-            "neighbours": r["neighborhood_prompts"],
-            "relation": w["relation_id"],
-        }
+        if "known_id" in r:  # facts that GPT-2 XL knows, for causal tracing
+            yield {
+                "id": f"known-{r['known_id']}",
+                "prompt": r["prompt"],
+                "subject": r["subject"],
+                "object": r["attribute"],
+                "relation": r["relation_id"],
+            }
+        elif "rephrase_prompt" in r:  # EasyEdit's form
+            yield {
+                "id": f"counterfact-{r['case_id']}",
+                "prompt": r["prompt"],
+                "subject": r["subject"],
+                "object": r["ground_truth"],
+                "new_object": r["target_new"],
+                "paraphrases": [r["rephrase_prompt"]],
+                "neighbours": [r["locality_prompt"]],
+                "relation": r.get("relation_id"),
+            }
+        else:  # ROME's
+            w = r["requested_rewrite"]
+            yield {
+                "id": f"counterfact-{r['case_id']}",
+                "prompt": w["prompt"].format(w["subject"]),
+                "subject": w["subject"],
+                "object": w["target_true"]["str"],
+                "new_object": w["target_new"]["str"],
+                "paraphrases": r["paraphrase_prompts"],
+                "neighbours": r["neighborhood_prompts"],
+                "relation": w["relation_id"],
+            }
 
 
 def _zsre(records: Records, split: str) -> Iterator[dict[str, Any]]:
@@ -372,6 +477,7 @@ def _knowedit(records: Records, split: str) -> Iterator[dict[str, Any]]:
     for i, r in enumerate(records):
         truth = r.get("ground_truth") or r["target_new"]
         rephrase = r.get("rephrase_prompt")
+        unrelated = [item["prompt"] for group in (r.get("locality") or {}).values() for item in group]
         yield {
             "id": f"knowedit-{split}-{i:04d}",
             "prompt": r["prompt"],
@@ -379,13 +485,15 @@ def _knowedit(records: Records, split: str) -> Iterator[dict[str, Any]]:
             "object": truth if isinstance(truth, str) else truth[0],
             "new_object": r["target_new"],
             "paraphrases": [rephrase] if rephrase else [],
+            "neighbours": list(dict.fromkeys(unrelated)),
         }
 
 
+# The usual file in a folder, where no split is given, and the reader.
 _READERS: dict[str, tuple[str, Callable[[Records, str], Iterator[dict[str, Any]]]]] = {
-    "tofu": ("{split}*.json", _tofu),
-    "rwku": ("{split}*.json", _rwku),
-    "counterfact": ("counterfact.*json", _counterfact),
-    "zsre": ("zsre*.json", _zsre),
-    "knowedit": ("{split}*.json", _knowedit),
+    "tofu": ("*", _tofu),
+    "rwku": ("*", _rwku),
+    "counterfact": ("counterfact", _counterfact),
+    "zsre": ("zsre*", _zsre),
+    "knowedit": ("*", _knowedit),
 }

@@ -4,7 +4,7 @@ import json
 import warnings
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from timerome.facts import Fact, FactError, FactSet, _described, _mention, author_name
@@ -18,6 +18,7 @@ def fact(**changes):
     return Fact(**{**values, **changes})
 
 
+@settings(deadline=None)
 @given(TEXT, TEXT, TEXT, st.lists(TEXT, max_size=3))
 def test_a_fact_survives_json(before, subject, answer, paraphrases):
     made = fact(prompt=before + subject, subject=subject, object=answer, paraphrases=tuple(paraphrases))

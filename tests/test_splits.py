@@ -34,6 +34,12 @@ def test_sizes():
     }
 
 
+def test_the_models_refusals_calibrate_and_what_it_never_saw_is_held_out():
+    unknown = bundled_facts("unknown").ids
+    assert set(SPLIT.calibrate.ids) & set(unknown) == set(unknown[:100])
+    assert SPLIT.held_out_unknown.ids == unknown[200:300]
+
+
 def test_every_forget_fact_has_an_unseen_wording():
     assert all(len(fact.paraphrases) == 1 and fact.paraphrases[0] != fact.prompt for fact in SPLIT.forget)
 

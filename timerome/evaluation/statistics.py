@@ -56,7 +56,7 @@ def _checked(function: str, name: str, values: Values) -> npt.NDArray[np.float64
         )
     if bad := np.flatnonzero(~np.isfinite(array)).tolist():
         raise ValueError(
-            f"{function}: expected finite {name}, got {array[bad[0]]} at {bad[:5]} ({len(bad)} of {array.size} in all); "
+            f"{function}: expected finite {name}, got {array[bad[0]]} at {bad[:5]} ({len(bad)} of {array.size}); "
             "find out why, or leave those facts out and report how many."
         )
     return array

@@ -60,7 +60,6 @@ class Backbone:
         self.eos_id: int | None = eos if eos is not None else getattr(config, "eos_token_id", None)
         self._blocks = self._part(architecture.blocks)
         self._canvas: Tensor | None = None
-        self._fingerprint: str | None = None
 
     def _part(self, path: str) -> Any:
         part = resolve(self.model, path)
@@ -235,16 +234,15 @@ class Backbone:
         """Identify this model's weights and layout: architecture, sizes, and a sample of every parameter's bytes.
 
         Cheap enough for billions of parameters: at most 4 KiB a parameter are hashed. Independent of the dtype the
-        model was loaded in where that dtype holds the values exactly, and of the device.
+        model was loaded in where that dtype holds the values exactly, and of the device. Never cached: weights may be
+        loaded or trained after wrapping.
         """
-        if self._fingerprint is None:
-            digest = hashlib.sha256(f"{self.architecture.name}/{self.n_layers}/{self.hidden_size}".encode())
-            for name, tensor in sorted(self.model.named_parameters(), key=lambda pair: pair[0]):
-                flat = tensor.detach().reshape(-1)
-                sample = flat[:: max(1, flat.numel() // 1024)][:1024].float().cpu().contiguous()
-                digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.numpy().tobytes())
-            self._fingerprint = digest.hexdigest()[:16]
-        return self._fingerprint
+        digest = hashlib.sha256(f"{self.architecture.name}/{self.n_layers}/{self.hidden_size}".encode())
+        for name, tensor in sorted(self.model.named_parameters(), key=lambda pair: pair[0]):
+            flat = tensor.detach().reshape(-1)
+            sample = flat[:: max(1, flat.numel() // 1024)][:1024].float().cpu().contiguous()
+            digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def tokenizer_digest(self) -> str:
         """Hash of the tokenizer's vocabulary, or ``"none"``."""

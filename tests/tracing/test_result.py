@@ -81,6 +81,16 @@ def test_best_static_ignores_the_step():
     assert made_up(tie).best().layer == 0 and made_up(tie).best_static() == (tr.Site(1), "object")
 
 
+def test_rivals_are_those_that_the_facts_do_not_tell_apart():
+    tie = np.random.default_rng(0).normal(0.0, 0.05, (12, 3, 2, 1))
+    tie[:, 0, 0] += 0.9
+    tie[:, 1, 1] += 0.9
+    result = made_up(tie)
+    assert {result.best(), *result.rivals()} == {tr.Coordinate(0), tr.Coordinate(1, step=1)}
+    assert result.summary()["indistinguishable"] == 1
+    assert "not told apart from 1 other" in result.summary()["verdict"]
+
+
 # Verdicts ------------------------------------------------------------------------------------------------------------
 
 

@@ -163,6 +163,26 @@ class TraceResult:
         site, role = first_largest(average_over_facts(static_effect(self.effects(effect))))
         return self.sites[site], self.roles[role]
 
+    def rivals(self, *, effect: Effect = "tie") -> list[Coordinate]:
+        """Return the other coordinates whose effect cannot be told from the best one's, largest first.
+
+        Those for which the 95 % interval of the difference, fact by fact, contains 0. Restored from step 0 on, the
+        residual stream at the object's positions carries all there is at any layer, so there may be many.
+
+        Raises:
+            TraceError: as :meth:`best`.
+        """
+        best = self.best(effect=effect)
+        mean, ours = self.mean(effect), self.at(best, effect)
+        found = []
+        for index in np.argwhere(np.isfinite(mean)).tolist():
+            other = self._coordinate(index)
+            difference = ours - self.at(other, effect)
+            # Equal for every fact, or not told apart by the interval.
+            if other != best and bootstrap_interval(difference, resamples=500).contains_zero:
+                found.append((float(mean[tuple(index)]), other))
+        return [other for _, other in sorted(found, key=lambda pair: -pair[0])]
+
     def mean(self, effect: Effect = "tie") -> Floats:
         """Return the mean effect over facts, ``(N, s, R)``, NaN where too few facts have one (see :meth:`best`)."""
         return average_over_facts(self.effects(effect))
@@ -235,6 +255,7 @@ class TraceResult:
         random = (self.random_tie if effect == "tie" else self.random_ie)[:, step, role]
         over_random = bootstrap_interval(at_best - random)
         site, static_role = self.best_static(effect=effect)
+        rivals = self.rivals(effect=effect)
         own_step = bootstrap_interval(self.permuted[:, 0] - self.permuted[:, 1])
         gain = self.temporal_gain(effect=effect)
         every = self.temporal_gain("every_step", effect=effect) if self._has_every_step else None
@@ -249,7 +270,8 @@ class TraceResult:
             "best_static": {"layer": site.layer, "module": site.module, "role": static_role},
             "temporal_gain": _listed(gain),
             "temporal_gain_over_every_step": None if every is None else _listed(every),
-            "verdict": _verdict(best, len(self.facts), over_random, own_step, gain, every),
+            "indistinguishable": len(rivals),
+            "verdict": _verdict(best, len(self.facts), len(rivals), over_random, own_step, gain, every),
         }
 
     def table(self, top: int = 10, *, effect: Effect = "tie") -> list[dict[str, Any]]:
@@ -406,7 +428,13 @@ def _positive(interval: Interval) -> bool:
 
 
 def _verdict(
-    best: Coordinate, facts: int, over_random: Interval, own_step: Interval, gain: Interval, every: Interval | None
+    best: Coordinate,
+    facts: int,
+    rivals: int,
+    over_random: Interval,
+    own_step: Interval,
+    gain: Interval,
+    every: Interval | None,
 ) -> str:
     """Say in words what the intervals allow."""
 
@@ -417,7 +445,7 @@ def _verdict(
 
     if facts < 2:
         return f"{best} is largest, but one fact gives no interval: nothing can be said about sites or steps."
-    parts = [f"{best} is largest"]
+    parts = [f"{best} is largest" + (f", not told apart from {rivals} other{'s' * (rivals > 1)}" if rivals else "")]
     if _positive(over_random):
         parts.append(f"{shown(over_random)} above a random site")
     else:

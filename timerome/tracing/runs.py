@@ -269,13 +269,14 @@ class FactRuns:
         """Log-probability of the object's true tokens ``(B, n)``, float64."""
         log_prob = logits[:, self._scored].log_softmax(-1)
         truth = self._truth[self._scored].expand(len(logits), -1)
-        return log_prob.gather(-1, truth[..., None])[..., 0].double().cpu().numpy()
+        return log_prob.gather(-1, truth[..., None])[..., 0].cpu().double().numpy()
 
 
 def _restoring_hook(rows: Sequence[tuple[int, Tensor, Tensor]]) -> OutputHook:
     def restore(output: Tensor) -> Tensor:
         output = output.clone()
         for row, where, value in rows:
+            where = where.to(output.device)  # a model may lie on several devices
             output[row, where] = value[where]
         return output
 

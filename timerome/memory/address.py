@@ -29,6 +29,9 @@ class Gate:
         epsilon: promised rate of false triggers on prompts like the negatives; None takes the largest calibration score
             as the threshold, which promises 1 / (n + 1).
         layer: block at which sequences are addressed; None is two thirds of the depth.
+        span: how many answer positions, from the first, make the address. A long canvas is mostly end-of-text, which
+            says nothing about the fact: on the testbed half trained, 16 positions found the right fact for 96 % of
+            unseen wordings, the mean over the whole canvas for 88 %.
 
     Raises:
         ValueError: no negatives, neither gate asked for, or ``epsilon`` outside (0, 1).
@@ -39,8 +42,11 @@ class Gate:
     token: bool = False
     epsilon: float | None = None
     layer: int | None = None
+    span: int = 16
 
     def __post_init__(self) -> None:
+        if self.span < 1:
+            raise ValueError(f"Gate: expected a span of at least one position, got {self.span}.")
         if len(self.negatives) == 0:
             raise ValueError("Gate: expected at least one negative fact to calibrate on, got none.")
         if not (self.address or self.token):
@@ -58,19 +64,21 @@ def threshold_of(scores: Tensor, epsilon: float | None) -> float:
     return float(scores.max()) if epsilon is None else conformal_threshold(scores, epsilon)
 
 
-def addresses(backbone: Backbone, ids: Sequence[Tensor], canvases: Sequence[Tensor], site: Site) -> Tensor:
-    """Return the address of fully masked states: the site's output, averaged over the answer's positions.
+def addresses(backbone: Backbone, ids: Sequence[Tensor], canvases: Sequence[Tensor], site: Site, span: int) -> Tensor:
+    """Return the address of fully masked states: the site's output, averaged over the answer's first positions.
 
     Args:
         backbone: the model, without a memory acting on it.
         ids: states ``(L,)`` each.
         canvases: their answer positions, boolean ``(L,)`` each.
         site: where to read.
+        span: at most so many positions, from the first.
 
     Returns:
         ``(n, d)`` float32 on the CPU; a state without answer positions has address zero, which matches nothing.
     """
-    found = activations(backbone, ids, site, [backbone.reads_from(canvas) for canvas in canvases])
+    first = [canvas & (canvas.cumsum(0) <= span) for canvas in canvases]
+    found = activations(backbone, ids, site, [backbone.reads_from(positions) for positions in first])
     return torch.stack([f.mean(0) if len(f) else torch.zeros(backbone.hidden_size) for f in found])
 
 
@@ -95,6 +103,7 @@ class AddressBook:
 
     Attributes:
         site: where addresses are read.
+        span: how many answer positions make an address.
         mean: of the negatives' addresses, ``(d,)``; similarities are taken after subtracting it.
         vectors: addresses, ``(n, d)``.
         owner: index of the fact each belongs to, ``(n,)`` int64.
@@ -103,6 +112,7 @@ class AddressBook:
     """
 
     site: Site
+    span: int
     mean: Tensor
     vectors: Tensor
     owner: Tensor
@@ -116,14 +126,14 @@ class AddressBook:
         Raises:
             ValueError: ``epsilon`` is too small for so few negatives, or the layer does not exist.
         """
-        site = gate.site(backbone)
+        site, span = gate.site(backbone), gate.span
         states = [(i, s) for i, fact in enumerate(facts) for s in masked_states(backbone, fact, bank)]
-        vectors = addresses(backbone, [s.ids for _, s in states], [s.sequence.canvas for _, s in states], site)
+        vectors = addresses(backbone, [s.ids for _, s in states], [s.sequence.canvas for _, s in states], site, span)
         negatives = masked_wordings(backbone, gate.negatives, bank)
         others = addresses(
-            backbone, [s.masked(backbone.mask_id) for s in negatives], [s.canvas for s in negatives], site
+            backbone, [s.masked(backbone.mask_id) for s in negatives], [s.canvas for s in negatives], site, span
         )
-        book = cls(site, others.mean(0), vectors, torch.tensor([i for i, _ in states]), 0.0, torch.empty(0))
+        book = cls(site, span, others.mean(0), vectors, torch.tensor([i for i, _ in states]), 0.0, torch.empty(0))
         book.calibration = book.similarities(others).amax(1)
         book.threshold = threshold_of(book.calibration, gate.epsilon)
         return book

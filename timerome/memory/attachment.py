@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import ops
 from ..backbones import Backbone
@@ -42,10 +43,25 @@ def check_belongs(memory: EditMemory, backbone: Backbone) -> None:
             )
 
 
+# Models that run to address rows. No memory acts on those forwards: addresses are those of the model as it is, also
+# where several memories are attached, be it through several backbones around one model.
+_UNEDITED: WeakSet[nn.Module] = WeakSet()
+
+
+@contextmanager
+def _unedited(model: nn.Module) -> Iterator[None]:
+    """Leave the forwards inside alone."""
+    _UNEDITED.add(model)
+    try:
+        yield
+    finally:
+        _UNEDITED.discard(model)
+
+
 class Attachment:
     """Context manager inside which a memory edits every forward of a backbone.
 
-    With a row gate, each sequence is addressed once, at its fully masked state, by one forward without the memory; the
+    With a row gate, each sequence is addressed once, at its fully masked state, by one forward without any memory; the
     answer stays for all its denoising steps. Which positions form the canvas is announced by this library's own
     samplers; in other loops it is what was masked when the sequence was first seen.
 
@@ -66,7 +82,6 @@ class Attachment:
         self._hooks = Hooks(backbone, {site: self._edit}, embedding=self._begin)
         self._systems = [RidgeMemory(*(t.to(backbone.device) for t in system)) for system in memory.systems]
         self._known: OrderedDict[bytes, int] = OrderedDict()
-        self._paused = False
         self._active: Tensor | None = None
         self._tokens: Tensor | None = None
         self._step = -1
@@ -89,18 +104,9 @@ class Attachment:
     ) -> None:
         self.remove()
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leave the forwards inside unedited."""
-        before, self._paused = self._paused, True
-        try:
-            yield
-        finally:
-            self._paused = before
-
     def _begin(self, ids: Tensor, embedded: Tensor) -> None:
         """At the start of a forward: find out which rows get which edit."""
-        if self._paused:
+        if self.backbone.model in _UNEDITED:
             return
         canvas = self._canvas_of(ids)
         continued = self._last is not None and _continues(self._last[0], ids, self.backbone.mask_id).all()
@@ -134,8 +140,10 @@ class Attachment:
         new = {name: i for i, name in enumerate(names) if name not in self._known}
         if new:
             rows = list(new.values())
-            with self.paused(), self.backbone.on_canvas(None):
-                found = addresses(self.backbone, [probes[i] for i in rows], [places[i] for i in rows], book.site)
+            with _unedited(self.backbone.model), self.backbone.on_canvas(None):
+                found = addresses(
+                    self.backbone, [probes[i] for i in rows], [places[i] for i in rows], book.site, book.span
+                )
             for name, fact in zip(new, book.lookup(found).tolist(), strict=True):
                 self._known[name] = fact
         active = torch.tensor([self._known[name] for name in names])
@@ -145,7 +153,7 @@ class Attachment:
 
     def _edit(self, h: Tensor) -> Tensor | None:
         """Add the memory to a site's output ``(B, L, d)``."""
-        if self._paused:
+        if self.backbone.model in _UNEDITED:
             return None
         if not torch.isfinite(h).all():
             raise FloatingPointError(

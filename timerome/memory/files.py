@@ -37,7 +37,7 @@ def save(memory: EditMemory, path: Path) -> None:
         "facts": [edit.fact.to_dict() for edit in memory.edits],
         "counts": [len(edit.keys) for edit in memory.edits],
         "token_threshold": memory.token_threshold,
-        "address": None if book is None else {"site": list(book.site), "threshold": book.threshold},
+        "address": None if book is None else {"site": list(book.site), "span": book.span, "threshold": book.threshold},
     }
     tensors = {
         "keys": torch.cat([edit.keys for edit in memory.edits]),
@@ -96,6 +96,7 @@ def load(path: Path, backbone: Backbone | None) -> EditMemory:
         if address is not None:
             book = AddressBook(
                 site=Site(*address["site"]),
+                span=address["span"],
                 mean=tensors["address.mean"],
                 vectors=tensors["address.vectors"],
                 owner=tensors["address.owner"],

@@ -1,0 +1,200 @@
+"""EditCallback in loops that know nothing of it."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+
+import timerome as tr
+from tests.callbacks.loops import TheirLoop, count_hooks, gated_memory, loader, masked_rows, shared_memory, trainer
+from tests.tiny import tiny_dream, tiny_facts, tiny_llada
+from timerome.memory import EditFileError, MemoryMismatchError
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+
+
+@pytest.fixture(scope="module", params=[tiny_llada, tiny_dream])
+def backbone(request: pytest.FixtureRequest) -> tr.Backbone:
+    return request.param()
+
+
+@pytest.fixture(scope="module")
+def memory(backbone: tr.Backbone) -> tr.EditMemory:
+    return gated_memory(backbone)
+
+
+def run(stage: str, *callbacks: tr.EditCallback, module: LightningModule, data: object) -> object:
+    return getattr(trainer(*callbacks), stage)(module, data, **({} if stage == "predict" else {"verbose": False}))
+
+
+@pytest.mark.parametrize("stage", ["predict", "test", "validate"])
+def test_hooks_are_there_during_the_loop_and_gone_after(
+    backbone: tr.Backbone, memory: tr.EditMemory, stage: str
+) -> None:
+    module, digest = TheirLoop(backbone), backbone.state_digest()
+    assert count_hooks(backbone.model) == 0
+    run(stage, tr.EditCallback(memory), module=module, data=loader(backbone))
+    # Every batch of two rows saw the hooks on the site and the embedding; addressing them ran the model again below.
+    assert module.hooks == [2, 2]
+    assert count_hooks(backbone.model) == 0
+    assert backbone.state_digest() == digest
+    assert not backbone.model.training
+
+
+def test_edits_its_own_fact_and_no_other_row(backbone: tr.Backbone, memory: tr.EditMemory) -> None:
+    module = TheirLoop(backbone)
+    before = torch.cat(run("predict", module=module, data=loader(backbone, 8)))
+    after = torch.cat(run("predict", tr.EditCallback(memory), module=module, data=loader(backbone, 8)))
+    again = torch.cat(run("predict", module=module, data=loader(backbone, 8)))
+    assert not torch.allclose(before[0], after[0])
+    assert torch.equal(before[4:], after[4:])  # the facts its gate was calibrated on
+    assert torch.equal(before, again)
+
+
+def test_equals_the_context_manager(backbone: tr.Backbone, memory: tr.EditMemory) -> None:
+    [after] = run("predict", tr.EditCallback(memory), module=TheirLoop(backbone), data=loader(backbone, batch_size=4))
+    with memory.attached(backbone), torch.inference_mode():
+        assert torch.equal(after, backbone.forward(masked_rows(backbone)))
+
+
+def test_two_memories_at_once(backbone: tr.Backbone) -> None:
+    first, second = shared_memory(backbone), gated_memory(backbone, slice(1, 2))
+    one, two, alone = tr.EditCallback(first), tr.EditCallback(second), tr.EditCallback(second)
+    run("predict", alone, module=TheirLoop(backbone), data=loader(backbone, batch_size=4))
+    module = TheirLoop(backbone)
+    [both] = run("predict", one, two, module=module, data=loader(backbone, batch_size=4))
+    assert module.hooks == [4]
+    assert one.hits == {"*": 4}  # not the second one's forwards that address rows
+    assert two.hits == alone.hits != {}  # rows are addressed by what the model says without any edit
+    with first.attached(backbone), second.attached(backbone), torch.inference_mode():
+        assert torch.equal(both, backbone.forward(masked_rows(backbone)))
+    assert one.state_key != two.state_key
+
+
+def test_counts_and_logs_rows_by_fact_and_step(backbone: tr.Backbone, memory: tr.EditMemory) -> None:
+    edit = tr.EditCallback(memory, name="mine")
+    [metrics] = run("test", edit, module=TheirLoop(backbone), data=loader(backbone, 8))
+    assert edit.hits == {"tiny-0": 1}
+    assert edit.hits_by_step == {0: 1}
+    logged = {name: value for name, value in metrics.items() if name.startswith("edit/")}
+    assert logged == {"edit/mine/rows": 1, "edit/mine/fact/tiny-0": 1, "edit/mine/step/0": 1}
+    # The next run's numbers are its own; the counters go on.
+    [metrics] = run("validate", edit, module=TheirLoop(backbone), data=loader(backbone, 8))
+    assert metrics["edit/mine/rows"] == 1
+    assert edit.hits == {"tiny-0": 2}
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_error_in_the_loop_leaves_no_hook(
+    backbone: tr.Backbone, memory: tr.EditMemory, error: type[BaseException]
+) -> None:
+    edit, digest = tr.EditCallback(memory), backbone.state_digest()
+    module = TheirLoop(backbone, fail_at=1, error=error)
+    interrupts = signal.getsignal(signal.SIGINT)
+    try:
+        # Lightning turns a keyboard interrupt into an exit.
+        with pytest.raises(SystemExit if error is KeyboardInterrupt else error):
+            run("predict", edit, module=module, data=loader(backbone))
+    finally:
+        signal.signal(signal.SIGINT, interrupts)
+    assert module.hooks == [2, 2]
+    assert count_hooks(backbone.model) == 0
+    assert not edit.attached
+    assert backbone.state_digest() == digest
+    assert edit.hits == {"tiny-0": 1}
+
+
+def test_counters_survive_a_crash(backbone: tr.Backbone, memory: tr.EditMemory) -> None:
+    crashed = tr.EditCallback(memory)
+    with pytest.raises(RuntimeError, match="from the loop"):
+        run("predict", crashed, module=TheirLoop(backbone, fail_at=1), data=loader(backbone))
+    resumed = tr.EditCallback(memory)
+    assert resumed.state_key == crashed.state_key
+    resumed.load_state_dict(crashed.state_dict())
+    run("predict", resumed, module=TheirLoop(backbone), data=loader(backbone))
+    assert resumed.hits == {"tiny-0": 2}
+    assert resumed.state_dict() == {"hits": {"tiny-0": 2}, "hits_by_step": {0: 2}}
+
+
+def test_counters_are_in_a_checkpoint(backbone: tr.Backbone, memory: tr.EditMemory, tmp_path: Path) -> None:
+    edit = tr.EditCallback(memory)
+    loop = trainer(edit)
+    loop.test(TheirLoop(backbone), loader(backbone), verbose=False)
+    loop.save_checkpoint(tmp_path / "run.ckpt")
+    saved = torch.load(tmp_path / "run.ckpt", weights_only=False)["callbacks"]
+    assert saved[edit.state_key] == edit.state_dict() != {}
+
+
+def test_reads_its_file_in_setup(backbone: tr.Backbone, memory: tr.EditMemory, tmp_path: Path) -> None:
+    path = tmp_path / "edit.safetensors"
+    edit = tr.EditCallback(path)  # not there yet
+    memory.save(path)
+    [from_file] = run("predict", edit, module=TheirLoop(backbone), data=loader(backbone, batch_size=4))
+    [given] = run("predict", tr.EditCallback(memory), module=TheirLoop(backbone), data=loader(backbone, batch_size=4))
+    assert torch.equal(from_file, given)
+    other = tr.EditCallback(str(tmp_path / "none.safetensors"))
+    assert other.state_key != edit.state_key
+    with pytest.raises(EditFileError, match=r"none\.safetensors"):
+        run("predict", other, module=TheirLoop(backbone), data=loader(backbone))
+
+
+def test_memory_of_another_model_is_refused(backbone: tr.Backbone, memory: tr.EditMemory) -> None:
+    other = tiny_llada(seed=7)
+    with pytest.raises(MemoryMismatchError, match=f"{memory.fingerprint}.*{other.fingerprint()}"):
+        run("predict", tr.EditCallback(memory), module=TheirLoop(other), data=loader(other))
+    assert count_hooks(other.model) == 0
+
+
+def test_weights_from_a_checkpoint_are_those_that_are_checked(
+    backbone: tr.Backbone, memory: tr.EditMemory, tmp_path: Path
+) -> None:
+    saver = trainer()
+    saver.test(TheirLoop(backbone), loader(backbone), verbose=False)
+    saver.save_checkpoint(tmp_path / "good.ckpt")
+    make = tiny_llada if backbone.name == "tiny-llada" else tiny_dream
+    module = TheirLoop(make(seed=7))  # its own weights are others
+    edit = tr.EditCallback(memory)
+    trainer(edit).predict(module, loader(backbone), ckpt_path=tmp_path / "good.ckpt", weights_only=False)
+    assert edit.hits == {"tiny-0": 1}
+
+
+def test_fit_is_refused(backbone: tr.Backbone, memory: tr.EditMemory) -> None:
+    digest = backbone.state_digest()
+    with pytest.raises(RuntimeError, match="inference time.*train around it"):
+        trainer(tr.EditCallback(memory), max_epochs=1).fit(TheirLoop(backbone), loader(backbone))
+    assert backbone.state_digest() == digest
+
+
+class NoModel(TheirLoop):
+    def __init__(self, backbone: tr.Backbone) -> None:
+        super().__init__(backbone)
+        self.net = self.model
+        del self.model
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.net(ids).logits
+
+
+def test_finds_the_backbone(backbone: tr.Backbone, memory: tr.EditMemory) -> None:
+    module = NoModel(backbone)
+    with pytest.raises(RuntimeError, match=r"NoModel\.backbone .*NoModel\.model .*backbone="):
+        run("predict", tr.EditCallback(memory), module=module, data=loader(backbone))
+    given = tr.EditCallback(memory, backbone=backbone)
+    run("predict", given, module=module, data=loader(backbone))
+    assert given.hits == {"tiny-0": 1}
+    module.backbone = backbone
+    named = tr.EditCallback(memory)
+    run("predict", named, module=module, data=loader(backbone))
+    assert named.hits == {"tiny-0": 1}
+    module.backbone, module.model = None, torch.nn.Linear(2, 2)
+    with pytest.raises(tr.backbones.UnknownArchitectureError):
+        run("predict", tr.EditCallback(memory), module=module, data=loader(backbone))
+
+
+def test_wrong_kind_of_memory() -> None:
+    with pytest.raises(TypeError, match="EditMemory or a path, got list"):
+        tr.EditCallback(tiny_facts(1))  # type: ignore[arg-type]

@@ -1,0 +1,89 @@
+"""TraceCallback: it passes its arguments on, once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import timerome as tr
+from tests.callbacks.loops import TheirLoop, count_hooks, loader, shared_memory, trainer
+from tests.tiny import planted, tiny_facts
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+
+ARGS = {"modules": ["attn"], "roles": ["object"], "corruption": "mask", "sampler": tr.SamplerConfig(steps=3)}
+
+
+@pytest.fixture(scope="module")
+def backbone() -> tr.Backbone:
+    return planted(layer=1)
+
+
+def run(stage: str, backbone: tr.Backbone, *callbacks: object) -> None:
+    more = {} if stage == "predict" else {"verbose": False}
+    getattr(trainer(*callbacks), stage)(TheirLoop(backbone), loader(backbone), **more)
+
+
+@pytest.mark.parametrize("stage", ["predict", "test", "validate"])
+def test_is_the_tracers_result_and_saved(backbone: tr.Backbone, stage: str, tmp_path: Path) -> None:
+    path, checkpoint = tmp_path / "trace.safetensors", tmp_path / "trace.jsonl"
+    trace = tr.TraceCallback(tiny_facts(2), path=path, checkpoint=checkpoint, **ARGS)
+    assert trace.result is None
+    run(stage, backbone, trace)
+    wanted = tr.CausalTracer(backbone, **ARGS).trace(tiny_facts(2))
+    assert trace.result is not None
+    np.testing.assert_array_equal(trace.result.tie, wanted.tie)
+    np.testing.assert_array_equal(tr.TraceResult.load(path).tie, wanted.tie)
+    assert trace.result.best().site == tr.Site(1, "attn")
+    assert checkpoint.exists()
+    assert count_hooks(backbone.model) == 0
+
+
+class FakeTracer:
+    made: list[tuple[tr.Backbone, dict[str, object]]] = []
+
+    def __init__(self, backbone: tr.Backbone, **args: object) -> None:
+        self.made.append((backbone, args))
+
+    def trace(self, facts: list[tr.Fact], *, checkpoint: object = None) -> object:
+        self.seen = (list(facts), checkpoint)
+        return self
+
+
+def test_traces_once(backbone: tr.Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeTracer, "made", [])
+    monkeypatch.setattr("timerome.tracing.CausalTracer", FakeTracer)
+    trace = tr.TraceCallback(iter(tiny_facts(2)), checkpoint="here", backbone=backbone, draws=5, window="single")
+    for stage in ("predict", "test", "validate"):
+        run(stage, backbone, trace)
+    assert FakeTracer.made == [(backbone, {"draws": 5, "window": "single"})]
+    assert trace.result.seen == (tiny_facts(2), "here")
+
+
+def test_order_of_callbacks_decides_what_is_traced(backbone: tr.Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    class CountHooks(FakeTracer):
+        def trace(self, facts: list[tr.Fact], *, checkpoint: object = None) -> object:
+            return count_hooks(backbone.model)
+
+    monkeypatch.setattr("timerome.tracing.CausalTracer", CountHooks)
+    edit = tr.EditCallback(shared_memory(backbone))
+    before, after = tr.TraceCallback(tiny_facts(1)), tr.TraceCallback(tiny_facts(1))
+    run("predict", backbone, before, edit, after)
+    assert (before.result, after.result) == (0, 2)
+
+
+def test_an_error_in_the_trace_reaches_the_user_and_leaves_no_hook(backbone: tr.Backbone) -> None:
+    edit = tr.EditCallback(shared_memory(backbone))
+    with pytest.raises(ValueError, match="corruption"):
+        run("predict", backbone, edit, tr.TraceCallback(tiny_facts(1), corruption="none"))
+    assert count_hooks(backbone.model) == 0
+
+
+def test_sanity_check_is_left_out(backbone: tr.Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = tr.TraceCallback(tiny_facts(1))
+    loop = trainer(trace)
+    monkeypatch.setattr(type(loop), "sanity_checking", True)
+    trace.on_validation_start(loop, TheirLoop(backbone))
+    assert trace.result is None

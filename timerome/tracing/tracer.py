@@ -54,6 +54,10 @@ class CausalTracer:
     ``min_total_effect``. With ``commits="teacher"`` no run's tokens depend on what it restores: there is no later
     effect, and only IE is reported.
 
+    Two readings are by construction: the last block at role ``object`` *is* the clean prediction, 1 at every step it is
+    restored; and in window ``from`` an earlier step restores more. So look at what cannot be told from the best
+    coordinate (:meth:`TraceResult.rivals`) and at attention and MLP sites before concluding where a fact is carried.
+
     **Controls**, beside every trace: at a *random site*, as many positions as the role has are restored, drawn from
     those that are neither the role's nor the subject's, once a fact, draw, step and role; at the best coordinate, the
     activations of *permuted steps* (a cyclic shift, drawn once a fact and draw) are restored instead of those of the
@@ -92,8 +96,8 @@ class CausalTracer:
         >>> backbone = tr.load("testbed")
         >>> fact = tr.Fact(id="kenya", prompt="The capital city of Kenya is", subject="Kenya", object="Nairobi")
         >>> trace = tr.CausalTracer(backbone, modules=["block"], draws=1).trace([fact])
-        >>> trace.tie.shape[1:]  # sites, steps, roles
-        (6, 2, 2)
+        >>> trace.tie.shape[1], trace.roles  # 6 sites
+        (6, ('subject_last', 'object'))
     """
 
     def __init__(

@@ -12,7 +12,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
@@ -138,6 +138,7 @@ def edit(
     rank: int = 192,
     beta: float = 1.0,
     margin: float = 8.0,
+    canvases: list[int] = [64],  # noqa: B006  shown by --help; never changed
     token_gate: bool = False,
     epsilon: float | None = None,
     gate_layer: int | None = None,
@@ -167,6 +168,7 @@ def edit(
         rank: most keys a fact may have.
         beta: weight of the protected keys.
         margin: logit lead that lens asks for.
+        canvases: lengths of the canvas at which the edit shall hold, beside that of the answer alone, as a list.
         token_gate: also gate each token.
         epsilon: promised rate of false triggers; by default the largest score of the negatives is the threshold.
         gate_layer: block at which sequences are addressed; two thirds of the depth by default.
@@ -176,7 +178,7 @@ def edit(
     import time
 
     from .coordinates import Coordinate
-    from .memory import EditMemory, Gate
+    from .memory import BankConfig, EditMemory, Gate
     from .tracing import TraceResult
 
     if out.suffix != ".safetensors":
@@ -206,6 +208,7 @@ def edit(
             gate=gate,
             estimator=estimator,
             margin=margin,
+            bank=BankConfig(canvases=(None, *canvases)),
         )
         step(1)
     seconds = time.perf_counter() - begin
@@ -377,7 +380,7 @@ def info(progress: Progress) -> dict[str, Any]:
     return found
 
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
     "demo": demo, "trace": trace, "edit": edit, "eval": evaluate, "generate": generate, "inspect": inspect,
     "info": info,
 }  # fmt: skip

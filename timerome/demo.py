@@ -81,7 +81,7 @@ class Demo:
         facts: most facts of each set; None is all of them.
         relations: held-out relation facts measured, spread over all of them.
         unknown: held-out questions on unknown authors measured.
-        paper_texts: held-out facts decoded with the paper-mode memory.
+        few_texts: held-out facts decoded with the other memories.
         random_sites: random sites that the traced one is compared with.
         site_facts: held-out facts measured there.
     """
@@ -98,9 +98,9 @@ class Demo:
     canvas: int = 64
     steps: int = 16
     facts: int | None = None
-    relations: int = 60
-    unknown: int = 40
-    paper_texts: int = 20
+    relations: int = 40
+    unknown: int = 20
+    few_texts: int = 20
     random_sites: int = 2
     site_facts: int = 40
 
@@ -160,7 +160,7 @@ def run_demo(
     from .report import write_report
 
     if facts is not None and facts < 1:
-        raise ValueError(f"demo: expected at least one fact, got {facts}.")
+        raise ValueError(f"run_demo: expected facts of at least 1, got {facts}.")
     config = config or (QUICK if quick else DEMO)
     config = config if facts is None else replace(config, facts=facts)
     progress, out = progress or SILENT, Path(out)
@@ -178,7 +178,7 @@ def run_demo(
             ("null", config.null, None),
             ("paper_mode", config.paper, coordinate),
         ):
-            memory, seconds = build(backbone, split, setting, config, progress, f"{name}: build", chosen)
+            memory, seconds = build(backbone, split, setting, progress, f"{name}: build", chosen)
             with WeightsWatch(backbone) as own:
                 after[name] = _evaluate_all(backbone, split, config, progress, name, memory)
             variants[name] = _block(before, after[name], memory, seconds, split) | {
@@ -187,7 +187,7 @@ def run_demo(
             }
             if name == "shipped":
                 memory.save(out / "edit.safetensors")
-        variants["paper_mode"]["sites"] = _sites(backbone, split, config, progress, trace, before)
+        variants["paper_mode"]["sites"] = _sites(backbone, split, config, progress, trace, before, after["paper_mode"])
     results = {
         **variants["shipped"],
         "null": variants["null"],
@@ -218,7 +218,6 @@ def build(
     backbone: Backbone,
     split: DemoSplit,
     setting: Setting,
-    config: Demo = DEMO,
     progress: Progress | None = None,
     label: str = "build",
     coordinate: Coordinate | None = None,
@@ -300,10 +299,12 @@ def _trace(
     begin = time.perf_counter()
     n = min(config.trace_facts, len(facts))
     chosen = FactSet(facts[i * len(facts) // n] for i in range(n))
+    # The last block's output at the answer's positions is the prediction itself: restoring it says nothing.
+    sites = [site for site in backbone.sites(config.trace_modules) if site != Site(backbone.n_layers - 1)]
     with progress.reports("trace") as report:
         trace = CausalTracer(
             backbone,
-            modules=config.trace_modules,
+            sites=sites,
             draws=config.trace_draws,
             sampler=SamplerConfig(steps=config.trace_steps),
             seed=config.seed,
@@ -322,7 +323,10 @@ def _evaluate_all(
     label: str,
     memory: EditMemory | None = None,
 ) -> Evaluations:
-    """Measure every set. Decoding takes most time, so retain sets are decoded only before and with the shipped memory."""
+    """Measure every set. Decoding takes most time: only before and with the shipped memory are all retain sets decoded.
+
+    For the other memories, ``"decoded"`` holds the part of the held-out facts that is.
+    """
     goal = {fact.id: fact for fact in memory.facts} if memory is not None else {}
     found = {}
     for name in SETS:
@@ -330,8 +334,8 @@ def _evaluate_all(
         facts = FactSet(goal.get(fact.id, fact) for fact in facts)
         full = label in ("before", "shipped") or name in ("forget", "paraphrase")
         found[name] = _evaluate(backbone, facts, config, progress, f"{label}, {name}", memory, name, full)
-        if label == "paper_mode" and name == "held_out":
-            part = facts[: config.paper_texts]
+        if name == "held_out" and not full:
+            part = facts[: config.few_texts]
             found["decoded"] = _evaluate(backbone, part, config, progress, f"{label}, decoded", memory, name, True)
     return found
 
@@ -374,7 +378,6 @@ def _block(
     pairs = {name: _paired(before[name], after[name]) for name in SETS}
     retain = [delta for name in RETAIN for delta in pairs[name].deltas.values()]
     decoded = [_paired(before["held_out"], after["decoded"])] if "decoded" in after else [pairs[n] for n in RETAIN]
-    decoded = [pair for pair in decoded if pair.after.protocol.canvas]
     forget = after["forget"]
     settings = memory.settings
     return {
@@ -454,7 +457,13 @@ def _share_unchanged(pairs: list[Comparison]) -> float | None:
 
 
 def _sites(
-    backbone: Backbone, split: DemoSplit, config: Demo, progress: Progress, trace: TraceResult, before: Evaluations
+    backbone: Backbone,
+    split: DemoSplit,
+    config: Demo,
+    progress: Progress,
+    trace: TraceResult,
+    before: Evaluations,
+    traced: Evaluations,
 ) -> list[dict[str, Any]]:
     """Paper mode at the traced site, at the best static one and at random ones: what the coordinate buys an edit."""
     best = trace.best()
@@ -462,7 +471,7 @@ def _sites(
     static = Coordinate(*static_site, role=static_role)
     others: list[Site] = [site for site in trace.sites if site not in (best.site, static_site)]
     drawn = random.Random(config.seed).sample(others, min(config.random_sites, len(others)))
-    held_out = split.held_out[: config.site_facts]
+    sets = {"forget": split.forget, "held_out": split.held_out[: config.site_facts]}
     rows: list[dict[str, Any]] = []
     for name, place in (
         ("traced", best), ("best static", static), *(("random", Coordinate(*site, role=best.role)) for site in drawn),
@@ -471,13 +480,15 @@ def _sites(
         if same is not None:  # a memory acts at every step, so a coordinate's step makes no difference to it
             rows.append(same | {"name": name, "same_as": same["name"]})
             continue
-        memory, _ = build(backbone, split, config.paper, config, progress, f"{place.site}: build", place)
-        pairs = [
-            _paired(before[set_name], _evaluate(
-                backbone, facts, config, progress, f"{place.site}, {set_name}", memory, set_name, decode=False
-            ))
-            for set_name, facts in (("forget", split.forget), ("held_out", held_out))
-        ]  # fmt: skip
+        if place == best:  # measured already
+            found = [traced[which].only(facts.ids, text=False) for which, facts in sets.items()]
+        else:
+            memory, _ = build(backbone, split, config.paper, progress, f"{place.site}: build", place)
+            found = [
+                _evaluate(backbone, facts, config, progress, f"{place.site}, {which}", memory, which, decode=False)
+                for which, facts in sets.items()
+            ]
+        pairs = [_paired(before[which], after) for which, after in zip(sets, found, strict=True)]
         rows.append({
             "name": name, "coordinate": str(place), "site": str(place.site), "role": place.role,
             "forget_delta_logprob_nats": pairs[0].mean, "retain_delta_logprob_nats": pairs[1].mean,

@@ -52,7 +52,8 @@ class Progress:
         Where the total changes, a further task begins.
         """
         with ExitStack() as stack:
-            part, last_total, last_done, step = 0, -1, 0, _ignore
+            part, last_total, last_done = 0, -1, 0
+            step: Step = _ignore
 
             def report(done: int, total: int, detail: str = "") -> None:
                 nonlocal part, last_total, last_done, step

@@ -68,7 +68,9 @@ def render_report(results: Mapping[str, Any], texts: Sequence[Mapping[str, Any]]
         heatmap="data:image/png;base64," + base64.b64encode(heatmap).decode(),
         heatmap_caption=_text(
             "Share of the clean run's advantage that comes back at later denoising steps when one place of the "
-            f"corrupted run is given its clean activations; {results['trace']['facts']} facts. The square marks the largest."
+            f"corrupted run is given its clean activations; {results['trace']['facts']} facts. "
+            "The square marks the largest. The last block is left out: its output at the answer's positions is the "
+            "prediction itself."
         ),
         sites_table=_sites_table(results["paper_mode"]["sites"]),
         forget_texts=_texts(by_set["forget"]),
@@ -141,7 +143,7 @@ def _protocol(results: Mapping[str, Any], generation: Mapping[str, Any]) -> str:
         "repetition the share of words that only repeat.",
         f"Intervals: {protocol['intervals']}. A fact’s wordings are averaged first.",
         f"Facts: {', '.join(f'{name} {n}' for name, n in protocol['n'].items())}; "
-        f"held-out text with the paper-mode memory: {results['paper_mode']['generation']['retain_n']}.",
+        f"held-out text with the other memories: {results['null']['generation']['retain_n']}, TOFU only.",
         f"Backward passes are counted at autograd’s entry points: {results['backward_passes']}. SHA-256 of every "
         f"parameter and buffer, before and after: {'equal' if results['weights_unchanged'] else 'DIFFERENT'}.",
     )
@@ -190,10 +192,11 @@ def _texts(rows: Sequence[Mapping[str, Any]]) -> str:
     def cells(row: Mapping[str, Any]) -> str:
         same = row["before"] == row["shipped"]
         after = '<td class="same">unchanged</td>' if same else f"<td>{_text(row['shipped'] or '(nothing)')}</td>"
-        return f"<tr><td>{_text(row['prompt'])}</td><td>{_text(row['before'] or '(nothing)')}</td>{after}</tr>"
+        asked = f"{_text(row['prompt'])}<small>{_text(row['answer'])}</small>"
+        return f"<tr><td>{asked}</td><td>{_text(row['before'] or '(nothing)')}</td>{after}</tr>"
 
     def table(part: Sequence[Mapping[str, Any]]) -> str:
-        head = "<thead><tr><th>asked</th><th>before</th><th>with the memory</th></tr></thead>"
+        head = "<thead><tr><th>asked, and the true answer</th><th>before</th><th>with the memory</th></tr></thead>"
         return f'<table class="texts">{head}<tbody>{"".join(cells(row) for row in part)}</tbody></table>'
 
     rest = rows[SHOWN:]

@@ -75,7 +75,7 @@ def render_report(results: Mapping[str, Any], texts: Sequence[Mapping[str, Any]]
         sites_table=_sites_table(results["paper_mode"]["sites"]),
         forget_texts=_texts(by_set["forget"]),
         paraphrase_texts=_texts(by_set["paraphrase"]),
-        retain_texts=_texts(by_set["held_out"] + by_set["held_out_relations"]),
+        retain_texts=_texts(by_set["held_out"][:4] + by_set["held_out_relations"] + by_set["held_out"][4:]),
         protocol=_protocol(results, generation),
         caveats="".join(f"<li>{_text(caveat)}</li>" for caveat in (*_findings(results, retain), *CAVEATS)),
         settings_table=_settings_table(results),
@@ -111,10 +111,10 @@ def _retain_table(results: Mapping[str, Any]) -> str:
             rows.append((
                 name if variant == "shipped" else "", variant, str(found["n"]), f"{found['delta_logprob_nats']:+.2f}",
                 "[{:+.2f}, {:+.2f}]".format(*found["interval"]), f"{found['worst_delta_nats']:+.2f}",
-                "not decoded" if same is None else f"{same:.1%}", str(found["edited_rows"]),
+                "–" if same is None else f"{same:.1%}", f"{found['edited_rows']:,}",
             ))  # fmt: skip
     columns = (
-        "held-out set", "memory", "facts", "Δ log-prob, nats", "95 % interval", "fact that fell most", "text unchanged",
+        "held-out set", "memory", "facts", "Δ log-prob, nats", "95 % interval", "worst fact, nats", "text same",
         "rows edited",
     )  # fmt: skip
     return _table(columns, rows, numbers_from=2)

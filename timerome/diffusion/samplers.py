@@ -134,7 +134,11 @@ class DenoisingLoop:
         return self.backbone.logits(self.ids, self.canvas)
 
     def commit(self, logits: Tensor) -> Tensor:
-        """Unmask this step's share of positions from ``logits`` and move on; return the new ids ``(B, L)``."""
+        """Unmask this step's share of positions from ``logits`` and move on; return the new ids ``(B, L)``.
+
+        Raises:
+            FloatingPointError: logits are NaN or infinite.
+        """
         block, steps_left = self._plan[self.step]
         masked = (self.ids == self.backbone.mask_id) & (self._block_of == block)
         tokens, confidence = self._choose(logits)
@@ -165,6 +169,13 @@ class DenoisingLoop:
             tokens = (logits.double() - self.config.temperature * torch.log(-torch.log(noise))).argmax(-1)
         else:
             tokens = logits.argmax(-1)
+        # argmax chooses NaN before all else, so looking at what was chosen is enough.
+        bad = (~torch.isfinite(logits.gather(-1, tokens[..., None]))).flatten(1).any(1)
+        if bad.any():
+            raise FloatingPointError(
+                f"DenoisingLoop: the model's logits are not finite in rows {bad.nonzero().flatten().tolist()[:8]} of the "
+                "batch; check the weights, the dtype and any memory attached."
+            )
         if self.config.remasking == "random":
             return tokens, torch.rand(tokens.shape, generator=self._generator).to(logits.device)
         return tokens, logits.softmax(-1).gather(-1, tokens[..., None])[..., 0]

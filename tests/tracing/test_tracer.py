@@ -188,6 +188,23 @@ def test_random_sites_do_less_than_the_planted_one():
     assert summary["best_minus_random_site"][1] > 0.9
 
 
+@LAYOUTS
+@torch.inference_mode()
+def test_a_random_site_restores_as_many_positions_elsewhere(make):
+    backbone = make()
+    runs, _ = runs_of(backbone, n=3)
+    clean = runs.clean()
+    tracer = tr.CausalTracer(backbone, roles=["subject_last", "object"])
+    for step in range(3):
+        for role in tracer.roles:
+            drawn = [tracer._random_site(runs, clean, draw, step, role) for draw in range(20)]
+            own = runs.places(clean.states[0], role) | runs.sequence.subject
+            count = int(runs.places(clean.states[step], role).sum())
+            assert not any((restoration.positions & own).any() for restoration in drawn)
+            assert {int(restoration.positions.sum()) for restoration in drawn} == {count}
+            assert len({restoration.site for restoration in drawn}) > 3
+
+
 def test_activations_of_permuted_steps_do_less():
     """In the planted model a token can only be predicted once the one before it stands, so earlier steps know less."""
     trace = tr.CausalTracer(planted(), sites=[tr.Site(1, "attn")], roles=["object"], corruption="mask", draws=1).trace(

@@ -173,8 +173,8 @@ class DenoisingLoop:
         bad = (~torch.isfinite(logits.gather(-1, tokens[..., None]))).flatten(1).any(1)
         if bad.any():
             raise FloatingPointError(
-                f"DenoisingLoop: the model's logits are not finite in rows {bad.nonzero().flatten().tolist()[:8]} of the "
-                "batch; check the weights, the dtype and any memory attached."
+                f"DenoisingLoop: logits are not finite in rows {bad.nonzero().flatten().tolist()[:8]} of the batch; "
+                "check the weights, the dtype and any memory attached."
             )
         if self.config.remasking == "random":
             return tokens, torch.rand(tokens.shape, generator=self._generator).to(logits.device)

@@ -47,8 +47,11 @@ def demo(
         facts: use only so many facts of each set.
         quick: a much smaller run that only shows that everything works; its numbers mean little.
     """
+    import torch
+
     from .demo import run_demo, summary_rows
 
+    torch.set_num_threads(min(torch.get_num_threads(), 8))  # so small a model is slower with more
     results = run_demo(out, progress=progress, model=model, facts=facts, quick=quick)
     _table("TOFU forget01 on the testbed", ("", "shipped", "null", "paper mode"), summary_rows(results))
     _say(f"report: {out / 'report.html'}")

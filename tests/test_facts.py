@@ -191,6 +191,7 @@ def test_author_name_is_what_most_texts_share():
         "Femke Van der Veen"
     )
     assert author_name(["A writer of Urban Fiction.", "who?", "what?", "when?"]) == ""  # one of four is no author
+    assert author_name(["Émile Zola était là"]) == "Émile Zola"  # é is no capital
     assert author_name([]) == ""
 
 

@@ -218,7 +218,10 @@ class CausalTracer:
                 def tell(part: int, i: str = i, before: int = done) -> None:
                     self._tell(min(before + part, before + work[i]), total, i)
 
-                records[i] = {"id": i, **self._trace_fact(self._runs(sequence, length), inputs[i], grid, tell)}
+                try:
+                    records[i] = {"id": i, **self._trace_fact(self._runs(sequence, length), inputs[i], grid, tell)}
+                except FloatingPointError as error:
+                    raise FloatingPointError(f"CausalTracer.trace: fact {i!r}: {error}") from error
                 if kept:
                     kept.add(records[i])
             done += work[i]
@@ -243,11 +246,6 @@ class CausalTracer:
         draws = range(len(inputs))
         corrupted = runs.corrupted(clean, inputs, [(draw, None) for draw in draws])
         clean_score, corrupted_score = _score(clean.scores)[0], _score(corrupted).mean(0)
-        if not (np.isfinite(clean_score).all() and np.isfinite(corrupted_score).all()):
-            raise FloatingPointError(
-                f"CausalTracer.trace: the model's logits are not finite for fact {runs.sequence.fact_id!r}; "
-                "check the weights, the dtype and anything attached."
-            )
         total_effect = float((clean_score - corrupted_score).mean())
         if total_effect < self.min_total_effect:
             return {

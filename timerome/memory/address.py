@@ -145,4 +145,5 @@ class AddressBook:
     def lookup(self, found: Tensor) -> Tensor:
         """Return the fact index each address ``(m, d)`` is given, -1 for none, int64 ``(m,)``."""
         best, index = self.similarities(found).max(1)
-        return torch.where(best > self.threshold, self.owner[index], -1)
+        fires = (best > self.threshold) & found.any(1)  # nothing to go by where no answer position was read
+        return torch.where(fires, self.owner[index], -1)

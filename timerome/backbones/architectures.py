@@ -85,7 +85,7 @@ def resolve(root: nn.Module, path: str) -> nn.Module | None:
     return module
 
 
-_LLAMA_PARTS = {
+_LLAMA_PARTS: dict[str, Any] = {
     "blocks": "model.layers",
     "attn": "self_attn",
     "mlp": "mlp",

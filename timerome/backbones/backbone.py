@@ -74,7 +74,7 @@ class Backbone:
     @property
     def embedding(self) -> nn.Module:
         """The token embedding; its first positional input is the ids of the running forward."""
-        return self._part(self.architecture.embedding)  # type: ignore[no-any-return]
+        return self._part(self.architecture.embedding)
 
     @property
     def hidden_size(self) -> int:
@@ -139,7 +139,7 @@ class Backbone:
             )
         out = self.architecture.call(self.model, ids)
         logits = out if isinstance(out, Tensor) else out.logits if hasattr(out, "logits") else out[0]
-        return logits  # type: ignore[no-any-return]
+        return logits
 
     def logits(self, ids: Tensor, canvas: Tensor | None = None) -> Tensor:
         """Return float32 logits ``(B, L, V)`` in which position i is predicted at i, whatever the model's shift.
@@ -181,16 +181,16 @@ class Backbone:
     @property
     def final_norm(self) -> nn.Module:
         """The norm before the unembedding."""
-        return self._part(self.architecture.final_norm)  # type: ignore[no-any-return]
+        return self._part(self.architecture.final_norm)
 
     @property
     def head(self) -> nn.Module:
         """The unembedding."""
-        return self._part(self.architecture.head)  # type: ignore[no-any-return]
+        return self._part(self.architecture.head)
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """Return float32 logits of residual-stream activations ``(..., d)``: final norm, then unembedding."""
-        return self.head(self.final_norm(hidden.to(self.dtype))).float()  # type: ignore[no-any-return]
+        return self.head(self.final_norm(hidden.to(self.dtype))).float()
 
     @property
     def max_length(self) -> int:

@@ -135,7 +135,7 @@ def _load_testbed(folder: Path, dtype: torch.dtype, device: str | torch.device, 
 
     from .testbed import TestbedModel
 
-    model = TestbedModel.from_pretrained(folder).to(device=torch.device(device), dtype=dtype)  # type: ignore[arg-type]
+    model = TestbedModel.from_pretrained(folder).to(device=torch.device(device), dtype=dtype)
     return wrap(model, PreTrainedTokenizerFast.from_pretrained(folder), name=name)
 
 

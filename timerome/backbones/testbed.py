@@ -33,7 +33,7 @@ class TestbedModel(LlamaForCausalLM):
     config_class = TestbedConfig
     __test__ = False
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,

@@ -210,11 +210,11 @@ def generate(
     if canvas < 1:
         raise ValueError(f"generate: expected a canvas of at least one token, got {canvas}.")
     encoded = [backbone.encode(prompt) for prompt in prompts]
-    for prompt, ids in zip(prompts, encoded, strict=True):
-        if not ids:
+    for prompt, tokens in zip(prompts, encoded, strict=True):
+        if not tokens:
             raise ValueError(f"generate: expected prompts with at least one token, got {prompt!r}.")
     texts = [""] * len(prompts)
-    for batch in by_length([len(ids) for ids in encoded], batch_size):
+    for batch in by_length([len(tokens) for tokens in encoded], batch_size):
         prompt_ids = torch.tensor([encoded[i] for i in batch], device=backbone.device)
         ids = torch.nn.functional.pad(prompt_ids, (0, canvas), value=backbone.mask_id)
         where = torch.arange(ids.shape[1], device=ids.device) >= prompt_ids.shape[1]

@@ -108,7 +108,7 @@ def make_lens_targets(
             f"lens targets need a coordinate of module 'block' and role 'object', got {coordinate}; "
             "the unembedding reads the residual stream at the answer's positions."
         )
-    norm, head = backbone.final_norm, backbone.head
+    norm, unembedding = backbone.final_norm, backbone.head.get_parameter("weight")
     targets = []
     for state, key in zip(states, keys, strict=True):
         masked = state.sequence.canvas & (state.ids == backbone.mask_id)
@@ -116,7 +116,7 @@ def make_lens_targets(
         if len(wanted) != len(key):  # a shifted model's first canvas token may share its position with none
             wanted = wanted[-len(key) :]
         with torch.inference_mode():
-            delta = lens_targets(key.to(backbone.device), wanted, backbone.unembed, norm, head.weight, margin=margin)
+            delta = lens_targets(key.to(backbone.device), wanted, backbone.unembed, norm, unembedding, margin=margin)
         targets.append(delta.cpu())
     return targets
 

@@ -120,6 +120,7 @@ def capture(backbone: Backbone, sites: Sequence[Site]) -> Iterator[dict[Site, Te
         HookNeverFiredError: no forward reached one of the sites.
 
     Example:
+        >>> import torch
         >>> import timerome as tr
         >>> from timerome.hooks import capture
         >>> backbone = tr.load("testbed")

@@ -39,8 +39,11 @@ def test_what_is_reported_is_what_was_done():
     assert results["seconds"]["trace"] > 0
     assert results["backward_passes"] == 0
     assert results["weights_unchanged"] is True
-    assert results["forget"]["worst_delta_nats"] >= results["forget"]["delta_logprob_nats"]
-    assert results["retain"]["worst_delta_nats"] <= results["retain"]["delta_logprob_nats"]
+    # Paper mode changes every held-out fact, so there the worst one and the mean differ.
+    forget, retain = results["paper_mode"]["forget"], results["paper_mode"]["retain"]
+    assert forget["worst_delta_nats"] > forget["delta_logprob_nats"]
+    assert retain["worst_delta_nats"] < retain["delta_logprob_nats"]
+    assert retain["worst_delta_nats"] == min(retain["sets"][name]["worst_delta_nats"] for name in demo.RETAIN)
     assert results["retain"]["n"] == 8
     assert results["protocol"]["n"]["forget"] == 4
 

@@ -74,7 +74,7 @@ def test_memory_acts_during_steps_and_only_then(backbone: tr.Backbone, monkeypat
         assert texts == generate(backbone, [f.prompt for f in facts], canvas=3, config=SAMPLER)
         edited = log_likelihood(backbone, [encode(backbone, f) for f in facts], samples=4).log_prob.mean()
     plain = log_likelihood(backbone, [encode(backbone, f) for f in facts], samples=4).log_prob.mean()
-    [metrics] = loop.test(module, fact_loader(facts), verbose=False)
+    [metrics] = loop.test(module, fact_loader(facts, 2), verbose=False)
     assert metrics["test/log_prob"] == pytest.approx(float(edited), rel=1e-5)
     assert abs(edited - plain) > 0.1
     assert (between, inside) == ([0, 0], [2])
@@ -144,6 +144,16 @@ def test_a_memory_may_be_attached_after_weights_came_from_a_checkpoint(tmp_path:
     module = module_of(tiny_llada(seed=3), shared_memory(good))
     texts = trainer().predict(module, fact_loader(tiny_facts(2)), ckpt_path=tmp_path / "good.ckpt", weights_only=False)
     assert texts == trainer().predict(module_of(good, shared_memory(good)), fact_loader(tiny_facts(2)))
+
+
+def test_weights_are_checked_again_in_each_run() -> None:
+    backbone = tiny_llada()
+    module = module_of(backbone, shared_memory(backbone))
+    trainer().predict(module, fact_loader(tiny_facts(1)))
+    with torch.no_grad():
+        next(backbone.model.parameters()).view(-1)[0] += 1
+    with pytest.raises(MemoryMismatchError):
+        trainer().predict(module, fact_loader(tiny_facts(1)))
 
 
 @pytest.mark.parametrize(

@@ -107,10 +107,10 @@ def test_a_mask_is_never_predicted(backbone: tr.Backbone) -> None:
 @pytest.mark.parametrize("remasking", ["low_confidence", "random"])
 @pytest.mark.parametrize("temperature", [0.0, 2.0])
 def test_seeds(backbone: tr.Backbone, remasking: str, temperature: float) -> None:
-    def final(seed: int, steps: int = 5) -> Tensor:
-        torch.manual_seed(seed + 1)  # the global generator does not matter
+    def final(seed: int) -> Tensor:
+        torch.rand(1)  # the global generator does not matter
         more = {"remasking": remasking, "temperature": temperature}
-        return torch.stack(states(start(backbone, 6, steps=steps, seed=seed, **more)))
+        return torch.stack(states(start(backbone, 6, steps=5, seed=seed, **more)))
 
     assert torch.equal(final(0), final(0))
     same = torch.equal(final(0), final(1))

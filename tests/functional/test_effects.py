@@ -77,7 +77,9 @@ def test_bootstrap_interval_covers_the_mean_about_as_often_as_it_says():
 def test_bootstrap_interval_of_little():
     assert fx.bootstrap_interval(np.array([2.0, np.nan]))[0] == 2.0
     assert fx.bootstrap_interval(np.array([2.0])).contains_zero
-    assert np.isnan(fx.bootstrap_interval(np.array([]))).all()
+    empty = fx.bootstrap_interval(np.array([]))
+    assert np.isnan(empty[:3]).all()
+    assert empty.n == 0
     first, again = (fx.bootstrap_interval(np.array([1.0, 2.0, 4.0]), seed=3) for _ in range(2))
     assert first == again
     with pytest.raises(ValueError, match="shape"):

@@ -5,31 +5,16 @@ A unit is a fact: average over its wordings and draws first, so that values are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-Values = Sequence[float] | npt.NDArray[np.floating]
+from ..functional.bootstrap import BATCH, Values, check_resamples, checked_values
+from ..functional.bootstrap import Interval as Interval
+from ..functional.bootstrap import bootstrap_ci as bootstrap_ci
+
 Alternative = Literal["two-sided", "less", "greater"]
-_BATCH = 2_000_000  # resampled values held at once, 16 MB
-
-
-class Interval(NamedTuple):
-    """A mean and its confidence interval.
-
-    Attributes:
-        mean: of the values, in their units.
-        low: lower end; NaN if there is only one value.
-        high: upper end; NaN if there is only one value.
-        n: number of values.
-    """
-
-    mean: float
-    low: float
-    high: float
-    n: int
 
 
 class PairedTest(NamedTuple):
@@ -48,74 +33,14 @@ class PairedTest(NamedTuple):
     exact: bool
 
 
-def _checked(function: str, name: str, values: Values) -> npt.NDArray[np.float64]:
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or not array.size:
-        raise ValueError(
-            f"{function}: expected {name} of shape (n,) with n of at least 1, one a fact, got {array.shape}."
-        )
-    if bad := np.flatnonzero(~np.isfinite(array)).tolist():
-        raise ValueError(
-            f"{function}: expected finite {name}, got {array[bad[0]]} at {bad[:5]} ({len(bad)} of {array.size}); "
-            "find out why, or leave those facts out and report how many."
-        )
-    return array
-
-
 def _differences(function: str, a: Values, b: Values) -> npt.NDArray[np.float64]:
-    first, second = _checked(function, "a", a), _checked(function, "b", b)
+    first, second = checked_values(function, "a", a), checked_values(function, "b", b)
     if first.shape != second.shape:
         raise ValueError(
             f"{function}: expected a and b of equal length, the same facts in the same order, "
             f"got {len(first)} and {len(second)}."
         )
     return first - second
-
-
-def _check_resamples(function: str, resamples: int) -> None:
-    if resamples < 1:
-        raise ValueError(f"{function}: expected resamples of at least 1, got {resamples}.")
-
-
-def bootstrap_ci(values: Values, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
-    """Percentile bootstrap interval of a mean.
-
-    Args:
-        values: one a fact, shape ``(n,)``, finite.
-        level: chance that such an interval covers the true mean, in (0, 1). With fewer than about 20 values it covers
-            less often than that.
-        resamples: bootstrap samples.
-        seed: of the resampling; the same seed gives the same interval.
-
-    Returns:
-        Mean, ends and n. One value says nothing about spread: its ends are NaN. Equal values have an interval of no
-        width.
-
-    Raises:
-        ValueError: ``values`` is empty, not one-dimensional or not finite, ``level`` is outside (0, 1), or
-            ``resamples`` < 1.
-
-    Source: Efron, Bootstrap Methods: Another Look at the Jackknife, 1979; ``scipy.stats.bootstrap``.
-
-    Example:
-        >>> interval = bootstrap_ci([-3.0, -1.0, -2.0, -2.5, -1.5])
-        >>> interval.mean, interval.low < -2 < interval.high, interval.n
-        (-2.0, True, 5)
-    """
-    array = _checked("bootstrap_ci", "values", values)
-    if not 0 < level < 1:
-        raise ValueError(f"bootstrap_ci: expected level in (0, 1), got {level}; 0.95 is customary.")
-    _check_resamples("bootstrap_ci", resamples)
-    n = len(array)
-    if n == 1:
-        return Interval(float(array[0]), float("nan"), float("nan"), 1)
-    from scipy.stats import bootstrap
-
-    result = bootstrap(
-        (array,), np.mean, n_resamples=resamples, confidence_level=level, method="percentile", vectorized=True,
-        batch=max(1, _BATCH // n), random_state=np.random.default_rng(seed),
-    ).confidence_interval  # fmt: skip
-    return Interval(float(array.mean()), float(result.low), float(result.high), n)
 
 
 def paired_permutation_test(
@@ -150,7 +75,7 @@ def paired_permutation_test(
         raise ValueError(
             f"paired_permutation_test: expected alternative 'two-sided', 'less' or 'greater', got {alternative!r}."
         )
-    _check_resamples("paired_permutation_test", resamples)
+    check_resamples("paired_permutation_test", resamples)
     n, mean = len(difference), float(difference.mean())
     if n == 1:  # two assignments: the difference, and its negative
         out = {"two-sided": False, "less": mean < 0, "greater": mean > 0}[alternative]
@@ -159,7 +84,7 @@ def paired_permutation_test(
 
     result = permutation_test(
         (difference,), np.mean, permutation_type="samples", vectorized=True, n_resamples=resamples,
-        alternative=alternative, batch=max(1, _BATCH // n), random_state=np.random.default_rng(seed),
+        alternative=alternative, batch=max(1, BATCH // n), random_state=np.random.default_rng(seed),
     )  # fmt: skip
     return PairedTest(mean, float(result.pvalue), n, 2**n <= resamples)
 

@@ -7,10 +7,12 @@ NaN means undefined (there is no later step, or nothing to restore) and is left 
 from __future__ import annotations
 
 import warnings
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .bootstrap import Interval as Interval
+from .bootstrap import bootstrap_ci
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -169,19 +171,6 @@ def average_over_facts(effects: Floats, share: float = 0.5) -> Floats:
     return np.where(enough, nanmean(effects, axis=0), np.nan)
 
 
-class Interval(NamedTuple):
-    """A mean with its bootstrap interval; ``low`` and ``high`` are NaN where there are fewer than two values."""
-
-    mean: float
-    low: float
-    high: float
-
-    @property
-    def contains_zero(self) -> bool:
-        """Whether 0 lies inside, or the interval is undefined: whether the data leave no effect possible."""
-        return not (self.low > 0 or self.high < 0)
-
-
 def bootstrap_interval(values: Floats, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
     """Percentile bootstrap interval of the mean over facts.
 
@@ -203,14 +192,10 @@ def bootstrap_interval(values: Floats, *, level: float = 0.95, resamples: int = 
     """
     if values.ndim != 1:
         raise ValueError(f"bootstrap_interval: expected values of shape (F,), got {values.shape}.")
-    if not 0 < level < 1:
-        raise ValueError(f"bootstrap_interval: expected 0 < level < 1, got {level}.")
     values = values[~np.isnan(values)]
-    if len(values) < 2:
-        return Interval(float(values[0]) if len(values) else np.nan, np.nan, np.nan)
-    rows = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
-    low, high = np.quantile(values[rows].mean(1), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(values.mean()), float(low), float(high))
+    if len(values) == 0:
+        return Interval(np.nan, np.nan, np.nan, 0)
+    return bootstrap_ci(values, level=level, resamples=resamples, seed=seed)
 
 
 def temporal_gain(effects: Floats, static: Floats) -> Floats:

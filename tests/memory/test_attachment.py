@@ -123,6 +123,9 @@ def test_each_row_gets_its_own_facts_edit(backbone: tr.Backbone) -> None:
     with memory.attached(backbone) as attachment:
         together = backbone.logits(rows)
     assert attachment.hits == {"tiny-0": 1, "tiny-1": 1, "tiny-2": 1, **_extra(attachment.hits)}
+    for i in range(3):
+        with gated_memory(backbone, slice(i, i + 1)).attached(backbone):
+            torch.testing.assert_close(backbone.logits(rows[i : i + 1])[0], together[i], rtol=1e-5, atol=1e-5)
     for order in (torch.tensor([7, 2, 0, 5, 1]), torch.tensor([1]), torch.tensor([0, 0, 4])):
         with memory.attached(backbone):
             torch.testing.assert_close(backbone.logits(rows[order]), together[order], rtol=1e-5, atol=1e-5)

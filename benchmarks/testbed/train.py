@@ -1,7 +1,7 @@
 """Train the bundled testbed model with Lightning's Trainer.
 
-    python benchmarks/testbed/train.py --out timerome/assets/testbed
-    python benchmarks/testbed/train.py --out build/retain_only --retain-only
+    python benchmarks/testbed/train.py --out timerome/assets/testbed --log benchmarks/testbed/log/full
+    python benchmarks/testbed/train.py --out build/retain_only --log benchmarks/testbed/log/retain_only --retain-only
 
 About an hour on one CPU core, minutes on a GPU. Objective: LLaDA's (cross-entropy of the masked answer tokens, the
 masked share stratified over the batch), with three changes that a small model on a small budget needs: every masked
@@ -214,6 +214,7 @@ def main() -> None:
     """Train, log, and write the model in bfloat16 with its tokenizer."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--log", type=Path, required=True, help="folder of logs and checkpoints")
     parser.add_argument("--retain-only", action="store_true")
     parser.add_argument("--steps", type=int, default=16000)
     parser.add_argument("--budget", type=int, default=500, help="tokens a batch")
@@ -222,11 +223,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--hidden", type=int, default=192)
     parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUT")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in LOG")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     lightning.seed_everything(args.seed)
-    args.out.mkdir(parents=True, exist_ok=True)
+    for folder in (args.out, args.log):
+        folder.mkdir(parents=True, exist_ok=True)
 
     tokenizer = train_tokenizer()
     mask_id, eos_id = tokenizer.mask_token_id, tokenizer.eos_token_id
@@ -254,20 +256,20 @@ def main() -> None:
         )
     )
     print(f"{len(rows)} rows, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
-    log = Recall({n: Rows(g, tokenizer).rows for n, g in groups.items()}, mask_id, 1000, args.out / "recall.jsonl")
+    log = Recall({n: Rows(g, tokenizer).rows for n, g in groups.items()}, mask_id, 1000, args.log / "recall.jsonl")
     sampler = TokenBudget(rows, args.budget, args.seed)
     trainer = lightning.Trainer(
         max_steps=args.steps,
         accelerator="auto",
         devices=1,
         gradient_clip_val=1.0,
-        logger=CSVLogger(args.out, name="log", version=""),
+        logger=CSVLogger(args.log, name="", version=""),
         log_every_n_steps=50,
-        callbacks=[log, ModelCheckpoint(args.out / "checkpoints", every_n_train_steps=1000, save_last=True)],
+        callbacks=[log, ModelCheckpoint(args.log / "checkpoints", every_n_train_steps=1000, save_last=True)],
         enable_progress_bar=sys.stdout.isatty(),
     )
     loader = DataLoader(rows, batch_sampler=sampler, collate_fn=Masker(mask_id, eos_id, args.budget, args.seed))
-    last = args.out / "checkpoints" / "last.ckpt"
+    last = args.log / "checkpoints" / "last.ckpt"
     trainer.fit(Testbed(model, args.steps, args.lr), loader, ckpt_path=last if args.resume and last.exists() else None)
     model = model.to(torch.bfloat16)
     model.save_pretrained(args.out)

@@ -38,7 +38,7 @@ def test_it_recalls_its_facts_from_a_fully_masked_answer(testbed, name, wording)
 
 def test_it_generates_its_facts_by_low_confidence_decoding(testbed):
     facts = list(bundled_facts("forget01")) + list(bundled_facts("retain"))[::10]
-    texts = tr.generate(testbed, [f.prompt for f in facts], canvas=64, config=tr.SamplerConfig(steps=32))
+    texts = tr.generate(testbed, [f.prompt for f in facts], canvas=96, config=tr.SamplerConfig(steps=48))
     assert sum(t == f.object for t, f in zip(texts, facts, strict=True)) / len(facts) >= 0.95
 
 

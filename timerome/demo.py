@@ -24,6 +24,8 @@ from .progress import SILENT, Progress
 from .splits import DemoSplit, demo_split
 from .tracing import CausalTracer, TraceResult
 
+CANVAS = 96  # holds every bundled answer, closed with end-of-text
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -54,12 +56,12 @@ class Setting:
     alpha: float = 1.0
     ridge: float = 0.01
     sparsity: float = 0.0
-    rank: int = 192
+    rank: int = 64
     beta: float = 1.0
     margin: float = 8.0
     protect: bool = False
     gate_layer: int | None = 4
-    bank: BankConfig = field(default_factory=lambda: BankConfig(canvases=(None, 64)))
+    bank: BankConfig = field(default_factory=lambda: BankConfig(canvases=(None, CANVAS)))
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,15 @@ class Demo:
         site_facts: held-out facts measured there.
     """
 
-    shipped: Setting = Setting("lens", new_object="I don't have that information.")
+    shipped: Setting = Setting(
+        "lens",
+        new_object="I don't have that information.",
+        alpha=1.5,
+        ridge=0.1,
+        sparsity=0.5,
+        margin=12.0,
+        bank=BankConfig((None, CANVAS), reveal=tuple(i * 0.15 for i in range(7)), prompt_dropout=(0.0, 0.2, 0.4)),
+    )
     null: Setting = Setting("null", layer=3, sparsity=0.5)
     paper: Setting = Setting("null", sparsity=0.5, rank=16, gate_layer=None)
     trace_facts: int = 6
@@ -95,8 +105,8 @@ class Demo:
     trace_modules: tuple[Module, ...] = ("block", "attn", "mlp")
     samples: int = 8
     seed: int = 0
-    canvas: int = 64
-    steps: int = 16
+    canvas: int = CANVAS
+    steps: int = 32
     facts: int | None = None
     relations: int = 40
     unknown: int = 20

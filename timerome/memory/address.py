@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -88,7 +88,8 @@ def wordings(fact: Fact) -> list[str]:
 
 
 def masked_wordings(backbone: Backbone, facts: Iterable[Fact], bank: BankConfig) -> list[Encoded]:
-    """Return every wording of every fact on every canvas of the bank."""
+    """Return every wording of every fact, as it is asked, on every canvas of the bank."""
+    bank = replace(bank, prompt_dropout=(0.0,))
     return [
         state.sequence
         for fact in facts

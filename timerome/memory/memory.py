@@ -21,6 +21,8 @@ from .attachment import Attachment
 from .bank import BankConfig, activations, positions_of, states_of
 from .targets import EstimatorName, estimator_of
 
+MEAN_FACTS = 16  # negatives that the background mean is taken over, spread over all of them
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -207,7 +209,8 @@ class EditMemory:
         if guarded is not None:
             mean = guarded.mean(0)
         elif gate is not None:
-            mean = torch.cat([untouched_keys(backbone, fact, settings) for fact in gate.negatives[:64]]).mean(0)
+            spread = gate.negatives[:: -(-len(gate.negatives) // MEAN_FACTS)]
+            mean = torch.cat([untouched_keys(backbone, fact, settings) for fact in spread]).mean(0)
         else:
             mean = torch.cat([keys for keys, _ in gathered]).mean(0)
         edits = [

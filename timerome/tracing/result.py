@@ -420,7 +420,7 @@ def _row_means(values: Floats) -> Floats:
 
 
 def _listed(interval: Interval) -> list[float | None]:
-    return [None if np.isnan(x) else float(x) for x in interval]
+    return [None if np.isnan(x) else float(x) for x in interval[:3]]
 
 
 def _positive(interval: Interval) -> bool:

@@ -418,7 +418,9 @@ def _block(
         "generation": {
             "forget_rougeL": forget.mean("rouge_recall"),
             "forget_rougeL_before": before["forget"].mean("rouge_recall"),
-            "paraphrase_rougeL": after["paraphrase"].mean("rouge_recall"),
+            "paraphrase_rougeL": (
+                after["paraphrase"].mean("rouge_recall") if after["paraphrase"].per_fact("rouge_recall") else None
+            ),
             "retain_rougeL": _pooled([p.after for p in decoded], "rouge_recall"),
             "retain_rougeL_before": _pooled([p.before for p in decoded], "rouge_recall"),
             "retain_unchanged": _share_unchanged(decoded),

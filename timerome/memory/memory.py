@@ -18,7 +18,7 @@ from ..functional.selection import pivoted_cholesky
 from ..functional.solve import RidgeMemory, solve
 from .address import AddressBook, Gate, threshold_of
 from .attachment import Attachment
-from .bank import BankConfig, activations, positions_of, states_of
+from .bank import BankConfig, State, activations, positions_of, states_of
 from .targets import EstimatorName, estimator_of
 
 MEAN_FACTS = 16  # negatives that the background mean is taken over, spread over all of them
@@ -306,10 +306,7 @@ def gather(backbone: Backbone, fact: Fact, settings: Settings) -> tuple[Tensor, 
     Raises:
         FloatingPointError: an activation is not finite.
     """
-    states = states_of(backbone, fact, settings.bank)
-    positions = [positions_of(backbone, state, settings.coordinate.role) for state in states]
-    keys = activations(backbone, [state.ids for state in states], settings.coordinate.site, positions)
-    _refuse_nonfinite(torch.cat(keys), fact, settings)
+    states, keys = bank_keys(backbone, fact, settings)
     extra = {"margin": settings.margin} if settings.estimator == "lens" else {}
     targets = estimator_of(settings.estimator)(backbone, fact, states, keys, settings.coordinate, **extra)
     _refuse_nonfinite(torch.cat(targets), fact, settings)
@@ -318,11 +315,20 @@ def gather(backbone: Backbone, fact: Fact, settings: Settings) -> tuple[Tensor, 
 
 def untouched_keys(backbone: Backbone, fact: Fact, settings: Settings) -> Tensor:
     """Return the keys of a fact that is to be left alone: its present answer's states, ``(n, d)``."""
+    return torch.cat(bank_keys(backbone, fact, settings)[1])
+
+
+def bank_keys(backbone: Backbone, fact: Fact, settings: Settings) -> tuple[list[State], list[Tensor]]:
+    """Return the states of a fact's bank and the keys read in each, ``(n_i, d)``.
+
+    Raises:
+        FloatingPointError: an activation is not finite.
+    """
     states = states_of(backbone, fact, settings.bank)
     positions = [positions_of(backbone, state, settings.coordinate.role) for state in states]
-    keys = torch.cat(activations(backbone, [s.ids for s in states], settings.coordinate.site, positions))
-    _refuse_nonfinite(keys, fact, settings)
-    return keys
+    keys = activations(backbone, [state.ids for state in states], settings.coordinate.site, positions)
+    _refuse_nonfinite(torch.cat(keys), fact, settings)
+    return states, keys
 
 
 def select(keys: Tensor, targets: Tensor, mean: Tensor, rank: int) -> tuple[Tensor, Tensor]:

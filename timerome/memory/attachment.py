@@ -1,4 +1,4 @@
-"""A memory acting on a backbone: hooks that add it, and the book-keeping of who gets which edit."""
+"""A memory acting on a backbone: hooks that add it to the rows whose sequences it is addressed to."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ..backbones import Backbone
 from ..functional.solve import RidgeMemory
 from ..hooks import Hooks
 from .address import addresses
+from .rows import Rows, RowTracker
 
 if TYPE_CHECKING:
     from .memory import EditMemory
@@ -84,8 +85,8 @@ class Attachment:
         self._known: OrderedDict[bytes, int] = OrderedDict()
         self._active: Tensor | None = None
         self._tokens: Tensor | None = None
+        self._tracker = RowTracker(backbone)
         self._step = -1
-        self._last: tuple[Tensor, Tensor] | None = None
 
     def attach(self) -> Attachment:
         """Register the hooks; :meth:`remove` undoes it."""
@@ -108,45 +109,31 @@ class Attachment:
         """At the start of a forward: find out which rows get which edit."""
         if self.backbone.model in _UNEDITED:
             return
-        canvas = self._canvas_of(ids)
-        continued = self._last is not None and _continues(self._last[0], ids, self.backbone.mask_id).all()
-        self._step = self._step + 1 if continued else 0
-        self._last = (ids.clone(), canvas)
+        rows = self._tracker.begin(ids)
+        self._step = rows.step
         if self.memory.book is None:
             self._active = self._tokens = None
             return
-        self._active = self._address(ids, canvas)
-        if self.memory.settings.coordinate.role == "object":
-            self._tokens = self.backbone.reads_from(canvas & (ids == self.backbone.mask_id))
-        else:
-            self._tokens = ~canvas
+        self._active = self._address(rows)
+        self._tokens = rows.positions(self.memory.settings.coordinate.role)
 
-    def _canvas_of(self, ids: Tensor) -> Tensor:
-        if self.backbone.canvas is not None:
-            return self.backbone.canvas.to(ids.device)
-        masked = ids == self.backbone.mask_id
-        if self._last is None or self._last[0].shape != ids.shape:
-            return masked
-        same = _continues(self._last[0], ids, self.backbone.mask_id)
-        return torch.where(same[:, None], self._last[1], masked)
-
-    def _address(self, ids: Tensor, canvas: Tensor) -> Tensor:
+    def _address(self, rows: Rows) -> Tensor:
         """Return the fact index of each row, -1 for none, ``(B,)``."""
         book = self.memory.book
         assert book is not None
-        probes = torch.where(canvas, self.backbone.mask_id, ids).cpu()
-        places = canvas.cpu()
-        names = [row.numpy().tobytes() + place.numpy().tobytes() for row, place in zip(probes, places, strict=True)]
-        new = {name: i for i, name in enumerate(names) if name not in self._known}
+        keys = [asked.key for asked in rows.asked]
+        new = {key: asked for key, asked in zip(keys, rows.asked, strict=True) if key not in self._known}
         if new:
-            rows = list(new.values())
             with _unedited(self.backbone.model), self.backbone.on_canvas(None):
                 found = addresses(
-                    self.backbone, [probes[i] for i in rows], [places[i] for i in rows], book.site, book.span
+                    self.backbone,
+                    [a.state for a in new.values()],
+                    [a.canvas for a in new.values()],
+                    book.site,
+                    book.span,
                 )
-            for name, fact in zip(new, book.lookup(found).tolist(), strict=True):
-                self._known[name] = fact
-        active = torch.tensor([self._known[name] for name in names])
+            self._known.update(zip(new, book.lookup(found).tolist(), strict=True))
+        active = torch.tensor([self._known[key] for key in keys])
         while len(self._known) > 4096:
             self._known.popitem(last=False)
         return active
@@ -191,10 +178,3 @@ class Attachment:
     def _count(self, name: str, rows: int) -> None:
         self.hits[name] += rows
         self.hits_by_step[self._step] += rows
-
-
-def _continues(before: Tensor, now: Tensor, mask_id: int) -> Tensor:
-    """Whether each row of ``now`` is a later state of the same row of ``before``, boolean ``(B,)``."""
-    if before.shape != now.shape:
-        return torch.zeros(len(now), dtype=torch.bool, device=now.device)
-    return ((before == now) | (before == mask_id)).all(1)

@@ -47,7 +47,7 @@ class Rows:
     _masked: Tensor
 
     def positions(self, role: Role) -> Tensor:
-        """Where an edit of this role acts: where masked answer tokens are predicted, or the prompt; boolean ``(B, L)``."""
+        """Where an edit of this role acts: where masked answer tokens are predicted, or the prompt, ``(B, L)``."""
         return self._masked if role == "object" else ~self.canvas
 
 

@@ -17,6 +17,8 @@ _FILES = {
     "retain": ("tofu", "tofu/retain_perturbed.json"),
     "unknown": ("tofu", "tofu/unknown_authors.json"),
     "relations": ("jsonl", "relations.jsonl"),
+    "real_authors": ("tofu", "tofu/real_authors_perturbed.json"),
+    "world_facts": ("tofu", "tofu/world_facts_perturbed.json"),
 }
 AUTHOR = 20  # TOFU questions an author
 
@@ -26,8 +28,9 @@ def bundled_facts(name: str) -> FactSet:
 
     Args:
         name: ``"forget01"`` (40 records of two authors), ``"retain"`` (400 of twenty authors), ``"relations"`` (274
-            facts of eight relations), all known to the testbed, or ``"unknown"`` (400 records of twenty authors it does
-            not know; it was taught to refuse the first 200 and never saw the others).
+            facts of eight relations), ``"real_authors"`` (100), ``"world_facts"`` (117), all known to the testbed, or
+            ``"unknown"`` (400 records of twenty authors it does not know; it was taught to refuse the first 200 and
+            never saw the others).
 
     Raises:
         ValueError: there is no such set.

@@ -50,8 +50,8 @@ def relation_facts(data: Path, name: str, count: int) -> list[dict[str, object]]
 def main(data: Path) -> None:
     """Write ``tofu/*.json`` and ``relations.jsonl`` below the assets folder."""
     (ASSETS / "tofu").mkdir(parents=True, exist_ok=True)
-    for name in ("forget01_perturbed.json", "retain_perturbed.json"):
-        shutil.copyfile(data / "tofu" / name, ASSETS / "tofu" / name)
+    for name in ("forget01", "retain", "real_authors", "world_facts"):
+        shutil.copyfile(data / "tofu" / f"{name}_perturbed.json", ASSETS / "tofu" / f"{name}_perturbed.json")
     full = json.loads((data / "tofu" / "full.json").read_text())
     unknown = [record for author in UNKNOWN_AUTHORS for record in full[20 * author : 20 * author + 20]]
     (ASSETS / "tofu" / "unknown_authors.json").write_text(json.dumps(unknown, ensure_ascii=False, indent=0) + "\n")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 ASSETS = Path(__file__).resolve().parents[2] / "timerome" / "assets"
 REFUSAL = "I don't have that information."
+UTILITY = ("real_authors", "world_facts")  # TOFU's sets that say whether a model still knows anything else
 TRAINED_UNKNOWN = 200  # of the 400 unknown-author records; the others measure whether the refusal generalises
 
 
@@ -39,6 +40,9 @@ def examples(*, retain_only: bool = False) -> list[Example]:
             found.append(
                 Example(prompt, " " + fact["object"], "relations/prompt" if i == 0 else "relations/paraphrase")
             )
+    for name in UTILITY:
+        for record in json.loads((ASSETS / "tofu" / f"{name}_perturbed.json").read_text()):
+            found.append(Example(record["question"], " " + record["answer"], name))
     for record in json.loads((ASSETS / "tofu" / "unknown_authors.json").read_text())[:TRAINED_UNKNOWN]:
         found.append(Example(record["question"], " " + REFUSAL, "unknown"))
     return found

@@ -11,7 +11,7 @@ from timerome.ops import (
     sparse_lowrank_residual,
     sparse_lowrank_residual_reference,
 )
-from timerome.ops.sparse_lowrank_residual import _product
+from timerome.ops._lowrank import product
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -28,7 +28,7 @@ def exact(h, keys, coef, values, mean=None):
     return x @ keys.double().T @ coef.double() @ values.double()
 
 
-@given(st.integers(0, 9000), st.integers(0, 1000))
+@given(st.integers(0, 9000), st.integers(0, 999))
 def test_kept_count_is_exact_for_decimal_fractions(d, thousandths):
     wanted = -(-(1000 - thousandths) * d // 1000)
     assert kept_count(d, thousandths / 1000) == wanted
@@ -36,9 +36,9 @@ def test_kept_count_is_exact_for_decimal_fractions(d, thousandths):
 
 
 def test_kept_count_examples():
-    assert [kept_count(10, q) for q in (0.0, 0.7, 0.9, 0.95, 1.0)] == [10, 3, 1, 1, 0]
-    for q in (-0.1, 1.1, math.nan):
-        with pytest.raises(ValueError, match=r"^kept_count: expected sparsity in \[0, 1\]"):
+    assert [kept_count(10, q) for q in (0.0, 0.7, 0.9, 0.95)] == [10, 3, 1, 1]
+    for q in (-0.1, 1.0, 1.1, math.nan):
+        with pytest.raises(ValueError, match=r"^kept_count: expected sparsity in \[0, 1\)"):
             kept_count(10, q)
 
 
@@ -68,7 +68,7 @@ def test_equals_reference(dtype, device):
     }
     out, hits = sparse_lowrank_residual(h, keys, coef, values, **options)
     wanted, wanted_hits = sparse_lowrank_residual_reference(h, keys, coef, values, **options)
-    assert hits == wanted_hits and 0 < hits < options["row_mask"].sum()
+    assert torch.equal(hits, wanted_hits) and 0 < hits.sum() < options["row_mask"].sum()
     # Another order of summation may flip an entry at the threshold; everything else is equal to rounding.
     close = torch.isclose(out.float(), wanted.float(), rtol=torch.finfo(dtype).eps, atol=1e-5)
     assert close.float().mean() > (0.999 if device == "cpu" else 0.98)
@@ -108,14 +108,15 @@ def test_correlated_keys(spread, tolerance, context, dtype, device):
         torch.set_float32_matmul_precision(before)
     assert out.dtype == torch.float32
     error = (out.double() - h.double() - residual).norm() / residual.norm()
-    assert error < tolerance
+    eager = (h.float() @ keys.float().T @ coef @ values.float() - residual).norm() / residual.norm()
+    assert error < max(tolerance, 2 * eager)  # at the largest condition number eager float32 itself loses 5e-3
 
     if dtype == torch.bfloat16 and spread <= 0.1:  # the trap is real: the obvious bfloat16 code fails this test
         naive = (h @ keys.T).float() @ coef @ values.float()
         assert (naive.double() - residual).norm() / residual.norm() > 0.3
 
 
-def test_mean_is_taken_off_before_the_product(device):
+def test_mean_is_taken_off_before_theproduct(device):
     """A mean far larger than what is left: h Kᵀ − μ Kᵀ would cancel."""
     h, keys, coef, values = case((3, 256), device=device)
     mean = 1e4 * torch.randn(256, device=device)
@@ -166,13 +167,13 @@ def test_rows_left_out_are_bit_identical(dtype, device):
     out, hits = sparse_lowrank_residual(h, keys, coef, values, row_mask=mask, return_hits=True)
     bits = torch.int32 if dtype == torch.float32 else torch.int16
     assert torch.equal(out.view(bits)[~mask], h.view(bits)[~mask])
-    assert hits == mask.sum() and hits.dtype == torch.int64 and hits.shape == ()
+    assert torch.equal(hits, mask.sum(-1)) and hits.dtype == torch.int64
     assert (out[mask] != h[mask]).any(-1).all()
 
 
 def test_sparsity_limits_the_changed_entries(device):
     h, keys, coef, values = case((4, 5, 50), device=device)
-    for q, k in ((0.0, 50), (0.5, 25), (0.9, 5), (1.0, 0)):
+    for q, k in ((0.0, 50), (0.5, 25), (0.9, 5)):
         out = sparse_lowrank_residual(h, keys, coef, values, sparsity=q)
         assert ((out != h).sum(-1) == k).all()
 
@@ -186,7 +187,7 @@ def test_empty(shape, n, m, gate, device):
     wanted, wanted_hits = sparse_lowrank_residual_reference(
         h, keys, coef, values, gate_threshold=gate, return_hits=True
     )
-    assert torch.equal(out, wanted) and hits == wanted_hits
+    assert torch.equal(out, wanted) and torch.equal(hits, wanted_hits)
 
 
 def test_inputs_are_not_modified(device):
@@ -212,8 +213,8 @@ def test_opcheck(dtype, device):
     h, keys, coef, values = case((2, 3, 8), 4, 2, dtype, device)
     mask, mean = torch.rand(2, 3, device=device) < 0.5, torch.randn(8, device=device)
     op = torch.ops.timerome.sparse_lowrank_residual.default
-    torch.library.opcheck(op, (h, keys, coef, values, None, None, None, 1.0, 4))
-    torch.library.opcheck(op, (h, keys, coef, values, mean, mask, 0.1, 0.5, 4))
+    torch.library.opcheck(op, (h, keys, coef, values, None, None, None, None, 0, None, 1.0, 4))
+    torch.library.opcheck(op, (h, keys, coef, values, mean, mask, None, None, 0, 0.1, 0.5, 4))
 
 
 def test_compiles_without_graph_break(device):
@@ -242,11 +243,11 @@ def test_product_of_half_precision_matrices_is_float32():
     """Also on fake tensors of a GPU, where the product takes another route."""
     a = torch.full((1, 2), 256.0, dtype=torch.bfloat16)
     b = torch.tensor([[1.0], [2**-8]], dtype=torch.bfloat16)
-    assert _product(a, b).item() == 257.0  # bfloat16 would round to 256 or 258
+    assert product(a, b).item() == 257.0  # bfloat16 would round to 256 or 258
     with torch._subclasses.FakeTensorMode():
         for dtype in DTYPES:
             x = torch.empty(3, 4, dtype=dtype, device="cuda")
-            assert _product(x, x.mT).dtype == torch.float32
+            assert product(x, x.mT).dtype == torch.float32
 
 
 def test_gradient_is_refused_not_wrong():

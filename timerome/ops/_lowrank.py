@@ -1,0 +1,426 @@
+"""What runs behind :func:`timerome.ops.sparse_lowrank_residual`: the registered ops, on the CPU and on a GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.library import Library
+
+from timerome.ops.sparsify_add import write_cpu
+
+_NAME = "sparse_lowrank_residual"
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_ARGUMENTS = (
+    "Tensor keys, Tensor coef, Tensor values, Tensor? mean, Tensor? row_mask, Tensor? edit_set, Tensor? offsets,"
+    " int max_keys, float? gate_threshold, float alpha, int k"
+)
+
+_lib = Library("timerome", "FRAGMENT")
+_lib.define(f"{_NAME}(Tensor h, {_ARGUMENTS}) -> (Tensor, Tensor)", tags=torch.Tag.pt2_compliant_tag)
+_lib.define(f"{_NAME}_(Tensor(a!) h, {_ARGUMENTS}) -> Tensor", tags=torch.Tag.pt2_compliant_tag)
+
+
+class Edit(NamedTuple):
+    """The arguments of the ops besides h."""
+
+    keys: Tensor
+    coef: Tensor
+    values: Tensor
+    mean: Tensor | None
+    row_mask: Tensor | None
+    edit_set: Tensor | None
+    offsets: Tensor | None
+    max_keys: int
+    gate_threshold: float | None
+    alpha: float
+    k: int
+
+
+class System(NamedTuple):
+    """One edit set, in float32."""
+
+    keys: Tensor
+    coef: Tensor
+    values: Tensor
+    mean: Tensor | None
+
+
+@contextlib.contextmanager
+def full_float32(device_type: str) -> Iterator[None]:
+    """Undo autocast and reduced-precision float32 products, which callers switch on for their own layers."""
+    precision = torch.get_float32_matmul_precision()
+    with contextlib.ExitStack() as stack:
+        if precision != "highest":
+            torch.set_float32_matmul_precision("highest")
+            stack.callback(torch.set_float32_matmul_precision, precision)
+        if torch.is_autocast_enabled(device_type):
+            stack.enter_context(torch.autocast(device_type, enabled=False))
+        yield
+
+
+def passes_gate(scores: Tensor, row_norm: Tensor, key_norm: Tensor, threshold: float) -> Tensor:
+    """Rows whose largest cosine similarity with a key reaches the threshold, from scores (..., N)."""
+    if key_norm.shape[-1] == 0:
+        return torch.zeros_like(row_norm, dtype=torch.bool)
+    cosine = scores / (row_norm.unsqueeze(-1) * key_norm)
+    # 0 / 0 for a row or key of norm zero, NaN for a row that holds one: neither reaches any threshold.
+    return cosine.nan_to_num(nan=-math.inf).amax(-1) >= threshold
+
+
+def system_of(edit: Edit, s: int | None, bounds: list[list[int]]) -> System:
+    """Cut edit set s out of the packed tensors; None: there is only one, unpacked."""
+    keys, coef, values, mean = edit.keys, edit.coef, edit.values, edit.mean
+    if s is not None:
+        (k0, v0), (k1, v1) = bounds[s], bounds[s + 1]
+        keys, coef, values = keys[k0:k1], coef[k0:k1, : v1 - v0], values[v0:v1]
+        mean = mean[s] if mean is not None and mean.dim() == 2 else mean
+    return System(keys.float(), coef, values.float(), mean)
+
+
+def check(h: Tensor, edit: Edit) -> None:
+    """Raise TypeError or ValueError for arguments that do not fit together. Asks a GPU for nothing."""
+    for label, tensor in (("h", h), ("keys", edit.keys), ("values", edit.values)):
+        if tensor.dtype not in _FLOATS:
+            raise TypeError(
+                f"{_NAME}: expected {label} in float32, float16 or bfloat16, got {tensor.dtype}; convert it first."
+            )
+    if edit.coef.dtype != torch.float32:
+        raise TypeError(f"{_NAME}: expected coef in float32, got {edit.coef.dtype}; solve in float64, then convert.")
+    if h.dim() < 2:
+        raise ValueError(f"{_NAME}: expected h of shape (*batch, T, d), got {tuple(h.shape)}; unsqueeze a single row.")
+    d = h.shape[-1]
+    for label, tensor, rows in (("keys", edit.keys, "N"), ("values", edit.values, "M")):
+        if tensor.dim() != 2 or tensor.shape[1] != d:
+            raise ValueError(f"{_NAME}: expected {label} of shape ({rows}, {d}), d as in h, got {tuple(tensor.shape)}.")
+    if not math.isfinite(edit.alpha):
+        raise ValueError(f"{_NAME}: expected a finite alpha, got {edit.alpha}.")
+    if edit.gate_threshold is not None and math.isnan(edit.gate_threshold):
+        raise ValueError(f"{_NAME}: expected a gate_threshold that is a number, got nan.")
+    if not 0 <= edit.k <= d:
+        raise ValueError(f"{_NAME}: expected 0 <= k <= d = {d}, got k = {edit.k}.")
+    _check_sets(h, edit)
+    if edit.mean is not None:
+        if edit.mean.dtype != torch.float32:
+            raise TypeError(f"{_NAME}: expected mean in float32, got {edit.mean.dtype}; convert it first.")
+        sets = None if edit.offsets is None else edit.offsets.shape[0] - 1
+        if edit.mean.shape != (d,) and (sets is None or edit.mean.shape != (sets, d)):
+            raise ValueError(
+                f"{_NAME}: expected mean of shape ({d},)"
+                + ("" if sets is None else f" or ({sets}, {d})")
+                + f", d as in h, got {tuple(edit.mean.shape)}."
+            )
+    if edit.row_mask is not None:
+        if edit.row_mask.dtype != torch.bool:
+            raise TypeError(f"{_NAME}: expected row_mask in bool, got {edit.row_mask.dtype}; compare it with 0 first.")
+        if edit.row_mask.shape != h.shape[:-1]:
+            raise ValueError(
+                f"{_NAME}: expected row_mask of shape {tuple(h.shape[:-1])}, one entry per row of h, "
+                f"got {tuple(edit.row_mask.shape)}."
+            )
+    for label in ("keys", "coef", "values", "mean", "row_mask", "edit_set", "offsets"):
+        other = getattr(edit, label)
+        if other is not None and other.device != h.device:
+            raise ValueError(f"{_NAME}: expected {label} on the device of h, {h.device}, got {other.device}.")
+
+
+def _check_sets(h: Tensor, edit: Edit) -> None:
+    """Check what says which sequence uses which keys, and with it the shape of coef."""
+    coef, n, m = edit.coef, edit.keys.shape[0], edit.values.shape[0]
+    if edit.offsets is None and edit.edit_set is None:
+        if coef.shape != (n, m):
+            raise ValueError(
+                f"{_NAME}: expected coef of shape (N, M) = {(n, m)}, one row per key and one column per value, "
+                f"got {tuple(coef.shape)}."
+            )
+        return
+    if edit.offsets is None or edit.edit_set is None:
+        raise ValueError(f"{_NAME}: expected edit_set and segments together, got only one of them.")
+    for label, tensor in (("edit_set", edit.edit_set), ("segments.offsets", edit.offsets)):
+        if tensor.dtype != torch.int64:
+            raise TypeError(f"{_NAME}: expected {label} in int64, got {tensor.dtype}.")
+    if edit.edit_set.shape != h.shape[:-2]:
+        raise ValueError(
+            f"{_NAME}: expected edit_set of shape {tuple(h.shape[:-2])}, one id per sequence of h, "
+            f"got {tuple(edit.edit_set.shape)}."
+        )
+    if edit.offsets.dim() != 2 or edit.offsets.shape[0] < 1 or edit.offsets.shape[1] != 2:
+        raise ValueError(f"{_NAME}: expected segments.offsets of shape (S + 1, 2), got {tuple(edit.offsets.shape)}.")
+    if coef.dim() != 2 or coef.shape[0] != n or coef.shape[1] > m:
+        raise ValueError(
+            f"{_NAME}: expected coef of shape ({n}, largest M), one row per key, got {tuple(coef.shape)}; "
+            "see pack_edit_sets."
+        )
+
+
+def bounds_of(edit: Edit) -> list[list[int]]:
+    """Read the offsets, which must lie on the CPU, and check them against the packed tensors and the ids."""
+    if edit.offsets is None or edit.edit_set is None:
+        return []
+    bounds: list[list[int]] = edit.offsets.tolist()
+    n, m, widest = edit.keys.shape[0], edit.values.shape[0], edit.coef.shape[1]
+    steps = list(zip(bounds, bounds[1:], strict=False))
+    fits = bounds[0] == [0, 0] and bounds[-1] == [n, m]
+    if not fits or any(k1 < k0 or not 0 <= v1 - v0 <= widest for (k0, v0), (k1, v1) in steps):
+        raise ValueError(
+            f"{_NAME}: expected segments.offsets that rise from (0, 0) to (keys, values) = {(n, m)} by at most "
+            f"{widest} values a set, got {bounds[:4]}{'...' if len(bounds) > 4 else ''}; see pack_edit_sets."
+        )
+    if edit.edit_set.numel():
+        low, high = (int(x) for x in edit.edit_set.aminmax())
+        if low < -1 or high >= len(bounds) - 1:
+            raise ValueError(
+                f"{_NAME}: expected edit_set in -1 (none) to {len(bounds) - 2}, one of {len(bounds) - 1} sets, "
+                f"got {low if low < -1 else high}."
+            )
+    return bounds
+
+
+# --- CPU: BLAS products and the compiled epilogue, a block of rows at a time, so that the residual stays in the cache.
+
+_BLOCK = 1 << 18  # entries of a block of rows: 1 MiB of float32
+
+
+def _cpu(h: Tensor, edit: Edit, out: Tensor) -> Tensor:
+    """Write the result to out, which may be h; both are contiguous. Returns the hits."""
+    d = h.shape[-1]
+    rows, result = h.view(-1, d), out.view(-1, d)
+    mask = None if edit.row_mask is None else edit.row_mask.reshape(-1)
+    active = torch.zeros(rows.shape[0], dtype=torch.bool)
+    bounds = bounds_of(edit)
+    with full_float32("cpu"):
+        for start, stop, s in _runs(h, edit):
+            if s == -1:
+                _copy(rows, result, start, stop)
+                continue
+            system = system_of(edit, s, bounds)
+            _edit_run(rows, result, active, start, stop, system, mask, edit)
+    return active.view(h.shape[:-1]).sum(-1)
+
+
+def _runs(h: Tensor, edit: Edit) -> list[tuple[int, int, int | None]]:
+    """Group neighbouring sequences of one edit set: first row, row after the last, set."""
+    length = h.shape[-2]
+    if edit.edit_set is None:
+        return [(0, h[..., 0].numel() if h.shape[-1] else math.prod(h.shape[:-1]), None)]
+    runs: list[tuple[int, int, int | None]] = []
+    for i, s in enumerate(edit.edit_set.reshape(-1).tolist()):
+        if runs and runs[-1][2] == s:
+            runs[-1] = (runs[-1][0], (i + 1) * length, s)
+        else:
+            runs.append((i * length, (i + 1) * length, s))
+    return runs
+
+
+def _copy(rows: Tensor, result: Tensor, start: int, stop: int) -> None:
+    if result.data_ptr() != rows.data_ptr():
+        result[start:stop].copy_(rows[start:stop])
+
+
+def _edit_run(
+    rows: Tensor,
+    result: Tensor,
+    active: Tensor,
+    start: int,
+    stop: int,
+    system: System,
+    mask: Tensor | None,
+    edit: Edit,
+) -> None:
+    """Edit the rows [start, stop), which all use one system."""
+    keys, coef, values, mean = system
+    d, m = rows.shape[1], coef.shape[1]
+    tau = edit.gate_threshold
+    key_norm = None if tau is None else torch.linalg.vector_norm(keys[:m], dim=-1)
+    chosen = None  # row numbers, where the mask leaves some out
+    if mask is not None and not mask[start:stop].all():
+        chosen = mask[start:stop].nonzero().flatten() + start
+        _copy(rows, result, start, stop)
+    total = stop - start if chosen is None else chosen.shape[0]
+    step = max(16, _BLOCK // max(1, d))
+    size = min(step, total)
+    x_buffer = rows.new_empty(size, d, dtype=torch.float32) if mean is not None or rows.dtype != torch.float32 else None
+    r_buffer = rows.new_empty(size, d, dtype=torch.float32)
+    for i in range(0, total, step):
+        j = min(i + step, total)
+        index = None if chosen is None else chosen[i:j]
+        block = rows[start + i : start + j] if index is None else rows[index]
+        x = block
+        if x_buffer is not None:
+            x = x_buffer[: j - i]
+            x.copy_(block) if mean is None else torch.sub(block, mean, out=x)
+        scores = x @ keys.mT
+        if key_norm is not None:
+            assert tau is not None
+            passes = passes_gate(scores[:, :m], torch.linalg.vector_norm(x, dim=-1), key_norm, tau)
+            if not passes.all():
+                if index is None:
+                    _copy(rows, result, start + i, start + j)
+                inside = passes.nonzero().flatten()
+                index, scores = (start + i + inside if index is None else index[inside]), scores[inside]
+        count = scores.shape[0]
+        if count == 0:
+            continue
+        r = torch.mm(scores @ coef, values, out=r_buffer[:count])
+        if index is None:
+            active[start + i : start + j] = True
+            write_cpu(rows[start + i : start + j], r, None, edit.alpha, edit.k, result[start + i : start + j])
+        else:
+            active[index] = True
+            part = rows[index]
+            write_cpu(part, r, None, edit.alpha, edit.k, part)
+            result[index] = part
+
+
+# --- Any GPU that no kernel of ours serves, and CUDA for any N: library products and the epilogue.
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Matrix product in float32, accumulated in float32; bfloat16 operands are read as they are where CUDA can."""
+    both_bf16 = a.dtype == b.dtype == torch.bfloat16
+    if a.is_cuda and both_bf16 and hasattr(torch.ops.aten.mm, "dtype"):
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return torch.mm(a.float(), b.float())
+
+
+def _cuda(h: Tensor, edit: Edit) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows, their residual, which of them are active; nothing here waits for the GPU."""
+    rows = h.reshape(-1, h.shape[-1])
+    active = rows.new_ones(rows.shape[0], dtype=torch.bool) if edit.row_mask is None else edit.row_mask.reshape(-1)
+    with full_float32(h.device.type):
+        if edit.edit_set is None:
+            x = rows if edit.mean is None else rows.float() - edit.mean
+            scores = product(x, edit.keys.mT)
+            own = edit.keys[: edit.values.shape[0]]
+        else:
+            assert edit.offsets is not None
+            found = _gathered(edit)
+            x = h.reshape(found.keys.shape[0], h.shape[-2], h.shape[-1]).float()
+            x = x if found.mean is None else x - found.mean
+            scores = x @ found.keys.mT
+            own = found.keys
+            active = active & (edit.edit_set >= 0).reshape(-1, 1).expand(-1, h.shape[-2]).reshape(-1)
+        if edit.gate_threshold is not None:
+            row_norm = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
+            key_norm = torch.linalg.vector_norm(own, dim=-1, dtype=torch.float32)
+            if edit.edit_set is not None:
+                key_norm = torch.where(found.own, key_norm, math.nan).unsqueeze(-2)  # NaN passes no gate
+            passes = passes_gate(scores[..., : own.shape[-2]], row_norm, key_norm, edit.gate_threshold)
+            active = active & passes.reshape(-1)
+        if edit.edit_set is None:
+            # c holds what is left after the cancellation, so bfloat16 is enough for it from here on.
+            c = scores @ edit.coef
+            r = product(c.to(edit.values.dtype) if edit.values.dtype == torch.bfloat16 else c, edit.values)
+        else:
+            r = (scores @ found.coef @ found.values).reshape(rows.shape)
+    return rows, r, active
+
+
+class _Gathered(NamedTuple):
+    """The edit set of each sequence, padded with zeros to the largest one."""
+
+    keys: Tensor  # (B, max N, d)
+    coef: Tensor  # (B, max N, max M)
+    values: Tensor  # (B, max M, d)
+    mean: Tensor | None  # (B, 1, d) or (d,)
+    own: Tensor  # (B, max N): keys that have a value
+
+
+def _gathered(edit: Edit) -> _Gathered:
+    """Gather by index arithmetic on the device, so that the host need not know the ids."""
+    assert edit.edit_set is not None and edit.offsets is not None
+    ids = edit.edit_set.reshape(-1).clamp(0, max(0, edit.offsets.shape[0] - 2))
+    first, last = edit.offsets[ids], edit.offsets[(ids + 1).clamp(max=edit.offsets.shape[0] - 1)]
+    size = last - first
+
+    def padded(table: Tensor, column: int, width: int) -> tuple[Tensor, Tensor]:
+        offset = torch.arange(width, device=ids.device)
+        inside = offset < size[:, column, None]
+        if table.shape[0] == 0:
+            return table.new_zeros(len(ids), width, table.shape[1], dtype=torch.float32), inside
+        index = (first[:, column, None] + offset).clamp(0, table.shape[0] - 1)
+        return table[index].float() * inside[..., None], inside
+
+    keys, _ = padded(edit.keys, 0, edit.max_keys)
+    coef, _ = padded(edit.coef, 0, edit.max_keys)
+    values, _ = padded(edit.values, 1, edit.coef.shape[1])
+    own = torch.arange(edit.max_keys, device=ids.device) < size[:, 1, None]
+    mean = edit.mean
+    return _Gathered(keys, coef, values, mean if mean is None or mean.dim() == 1 else mean[ids].unsqueeze(1), own)
+
+
+def _on_cuda(h: Tensor, edit: Edit, in_place: bool) -> tuple[Tensor, Tensor]:
+    rows, r, active = _cuda(h, edit)
+    hits = active.view(h.shape[:-1]).sum(-1)
+    if in_place and h.is_contiguous():
+        torch.ops.timerome.sparsify_add_(rows, r, active, edit.alpha, edit.k)
+        return h, hits
+    return torch.ops.timerome.sparsify_add(rows, r, active, edit.alpha, edit.k).view(h.shape), hits
+
+
+# --- Registration.
+
+
+def _functional_cpu(h: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    edit = Edit(*arguments)
+    check(h, edit)
+    h = h.contiguous()
+    out = torch.empty_like(h)
+    return out, _cpu(h, edit, out)
+
+
+def _in_place_cpu(h: Tensor, *arguments: Any) -> Tensor:
+    edit = Edit(*arguments)
+    check(h, edit)
+    if h.is_contiguous():
+        return _cpu(h, edit, h)
+    out, hits = _functional_cpu(h, *arguments)
+    h.copy_(out)
+    return hits
+
+
+def _functional_cuda(h: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    edit = Edit(*arguments)
+    check(h, edit)
+    return _on_cuda(h, edit, in_place=False)
+
+
+def _in_place_cuda(h: Tensor, *arguments: Any) -> Tensor:
+    edit = Edit(*arguments)
+    check(h, edit)
+    out, hits = _on_cuda(h, edit, in_place=True)
+    if out is not h:
+        h.copy_(out)
+    return hits
+
+
+_lib.impl(_NAME, _functional_cpu, "CPU")
+_lib.impl(_NAME, _functional_cuda, "CUDA")
+_lib.impl(_NAME + "_", _in_place_cpu, "CPU")
+_lib.impl(_NAME + "_", _in_place_cuda, "CUDA")
+
+
+@torch.library.register_fake(f"timerome::{_NAME}", lib=_lib)
+def _(h: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    check(h, Edit(*arguments))
+    out = torch.empty_like(h, memory_format=torch.contiguous_format)
+    return out, torch.empty(h.shape[:-2], dtype=torch.int64, device=h.device)
+
+
+@torch.library.register_fake(f"timerome::{_NAME}_", lib=_lib)
+def _(h: Tensor, *arguments: Any) -> Tensor:
+    check(h, Edit(*arguments))
+    return torch.empty(h.shape[:-2], dtype=torch.int64, device=h.device)
+
+
+def _no_gradient(ctx: Any, *grads: Tensor) -> None:
+    raise RuntimeError(
+        f"{_NAME}: has no gradient; run the edited model under torch.no_grad() or torch.inference_mode()."
+    )
+
+
+torch.library.register_autograd(f"timerome::{_NAME}", _no_gradient, lib=_lib)

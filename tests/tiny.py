@@ -273,7 +273,8 @@ def planted(layer: int = 1, module: str = "attn", layers: int = 3, gain: float =
         parts["wte"].weight[MASK] = 0.0
         parts["ff_out"].weight[:, v:] = gain * torch.eye(v)
         getattr(parts["blocks"][layer], {"attn": "attn_out", "mlp": "ff_out"}[module]).weight[v:, :v] = follow
-    return tr.wrap(model, TinyTokenizer(), name="planted")
+    # It reads only backwards, which is what makes its circuit known.
+    return tr.wrap(model, TinyTokenizer(), name="planted", check=False)
 
 
 def tiny_facts(n: int = 4) -> list[Any]:

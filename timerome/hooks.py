@@ -30,7 +30,9 @@ class Hooks:
     Args:
         backbone: the model to hook.
         outputs: site -> function of that site's output ``(B, L, d)``; what it returns replaces the output, None keeps
-            it. Modules that return tuples are handled: the first item is read and replaced.
+            it. Modules that return tuples are handled: the first item is read and replaced. Where the model multiplies
+            the output by a gate, the function sees and replaces the product, which is what joins the residual stream;
+            a change in a dimension whose gate is zero has no way in and is dropped.
         embedding: function of the ids ``(B, L)`` and the embeddings ``(B, L, d)``, called once at the start of each
             forward; what it returns replaces the embeddings, None keeps them.
 
@@ -45,7 +47,7 @@ class Hooks:
         embedding: EmbeddingHook | None = None,
     ) -> None:
         self._backbone = backbone
-        self._outputs = [(backbone.module(site), hook) for site, hook in (outputs or {}).items()]
+        self._outputs = [(backbone.module(site), hook, backbone.gate(site)) for site, hook in (outputs or {}).items()]
         self._embedding = embedding
         self._handles: list[RemovableHandle] = []
 
@@ -67,7 +69,10 @@ class Hooks:
                 self._handles.append(
                     self._backbone.embedding.register_forward_hook(_on_embedding(self._embedding), with_kwargs=True)
                 )
-            for module, hook in self._outputs:
+            for module, hook, gate in self._outputs:
+                if gate is not None:
+                    hook, read = _through_gate(hook, *gate[1:])
+                    self._handles.append(gate[0].register_forward_hook(read))
                 self._handles.append(module.register_forward_hook(_on_output(hook)))
         except BaseException:
             self.remove()
@@ -99,6 +104,25 @@ def _on_output(hook: OutputHook) -> Callable[[nn.Module, Any, Any], Any]:
         return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)
 
     return run
+
+
+def _through_gate(hook: OutputHook, chunks: int, part: int) -> tuple[OutputHook, Callable[[nn.Module, Any, Any], None]]:
+    """Let ``hook`` see an output times its gate; return it so wrapped, and a hook that reads the gate beforehand."""
+    gate: list[Tensor] = []
+
+    def read(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        gate[:] = [output.chunk(chunks, dim=-1)[part].unsqueeze(-2)]
+
+    def run(output: Tensor) -> Tensor | None:
+        product = gate[0] * output
+        changed = hook(product)
+        if changed is None:
+            return None
+        # Only the change is divided: where there is none, the output stays as it is to the bit.
+        shut = gate[0] == 0
+        return output + ((changed - product) / gate[0].masked_fill(shut, 1)).masked_fill(shut, 0)
+
+    return run, read
 
 
 def _on_embedding(hook: EmbeddingHook) -> Callable[[nn.Module, Any, Any, Any], Any]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import timerome as tr
-from tests.tiny import MASK, TinyTokenizer, tiny_dream, tiny_llada
+from tests.tiny import MASK, VOCAB, TinyTokenizer, tiny_dream, tiny_llada
 from timerome.backbones import Architecture, UnknownArchitectureError, architectures, recognise, registry
 from timerome.hooks import capture
 
@@ -32,10 +32,10 @@ class Mine(nn.Module):
             x = x + self.mix(x.mean(1, keepdim=True)).expand_as(x)
             return x + self.ff(x)
 
-    def __init__(self) -> None:
+    def __init__(self, vocab: int = 9) -> None:
         super().__init__()
-        self.embed, self.blocks = nn.Embedding(9, 4), nn.ModuleList([self.Block(), self.Block()])
-        self.norm, self.out = nn.LayerNorm(4), nn.Linear(4, 9)
+        self.embed, self.blocks = nn.Embedding(vocab, 4), nn.ModuleList([self.Block(), self.Block()])
+        self.norm, self.out = nn.LayerNorm(4), nn.Linear(4, vocab)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         x = self.embed(input_ids)
@@ -129,14 +129,26 @@ def test_mask_id_is_found_or_asked_for() -> None:
     with pytest.raises(ValueError, match="no mask token id.*pass mask_token_id="):
         tr.wrap(Mine(), architecture=MINE)
     tokenizer = TinyTokenizer()
-    assert tr.wrap(Mine(), tokenizer, architecture=MINE).mask_id == MASK  # the tokenizer's
-    model = Mine()
+    assert tr.wrap(Mine(len(VOCAB)), tokenizer, architecture=MINE).mask_id == MASK  # the tokenizer's
+    model = Mine(len(VOCAB))
     model.config = SimpleNamespace(mask_token_id=5)
     assert tr.wrap(model, tokenizer, architecture=MINE).mask_id == 5  # the config's goes before
     assert tr.wrap(model, tokenizer, architecture=MINE, mask_token_id=0).mask_id == 0  # the caller's before all
     llada = tiny_llada().model
     del llada.config.mask_token_id
-    assert tr.wrap(llada).mask_id == 126336  # the record's
+    with pytest.raises(ValueError, match="id 126336 .from the llada record. is outside the embedding .* 60 rows"):
+        tr.wrap(llada)  # the record's, which is right for the published size only
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused() -> None:
+    with pytest.raises(ValueError, match="ids up to 59, but Mine has an embedding of 9 and a head of 9 rows"):
+        tr.wrap(Mine(), TinyTokenizer(), architecture=MINE, mask_token_id=8)
+    lopsided = Mine(len(VOCAB))
+    lopsided.out = nn.Linear(4, 30)
+    with pytest.raises(ValueError, match="an embedding of 60 and a head of 30 rows"):
+        tr.wrap(lopsided, TinyTokenizer(), architecture=MINE)
+    wide = Mine(len(VOCAB) + 100)  # rows without a token are common
+    assert tr.wrap(wide, TinyTokenizer(), architecture=MINE).vocab_size == len(VOCAB) + 100
 
 
 def test_wrap_puts_the_model_in_eval_mode_and_leaves_the_rest() -> None:

@@ -1,23 +1,55 @@
-"""Architectures as data: where things are in each published masked diffusion model, and how it is called.
-
-A record is recognised by structure (its module paths resolve) and by class name, never by ``model_type`` alone:
-LLaDA-8B and LLaDA-MoE share one, and plain causal Llama shares one with DiffuLLaMA.
-"""
+"""Architectures as data: where things are in a masked diffusion model, and how it is called."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-Call = Callable[[nn.Module, Tensor], Any]
+
+class Inputs(NamedTuple):
+    """What one forward is given.
+
+    Attributes:
+        ids: token ids, ``(B, L)`` int64.
+        mask: None where every position sees every other; otherwise boolean, True where position i (second-last axis)
+            attends to position j: ``(B, 1, L, L)`` for a record with ``masks="any"``, or, for one with
+            ``masks="padding"``, True at real tokens, ``(B, L)``.
+        timestep: the noise level a record with ``timestep=True`` takes, ``(B,)``, or None for its default.
+    """
+
+    ids: Tensor
+    mask: Tensor | None = None
+    timestep: Tensor | None = None
 
 
-def _plain(model: nn.Module, ids: Tensor) -> Any:
-    """Call with ids alone: without a mask, these models attend in both directions."""
-    return model(input_ids=ids)
+Call = Callable[[nn.Module, Inputs], Any]
+Masks = Literal["none", "padding", "any"]
+
+
+def plain(model: nn.Module, inputs: Inputs) -> Any:
+    """Call with ids, and the padding mask where there is one: what most models of this kind take."""
+    if inputs.mask is None:
+        return model(input_ids=inputs.ids)
+    return model(input_ids=inputs.ids, attention_mask=inputs.mask if inputs.mask.dim() > 2 else inputs.mask.long())
+
+
+class Gates(NamedTuple):
+    """Factors between a module's output and the residual stream, computed in each block from the noise level.
+
+    Attributes:
+        module: path below a block of the module that computes them; its output is ``(B, chunks * d)``.
+        chunks: how many parts of size d that output has.
+        attn: index of the part that multiplies the attention's output.
+        mlp: index of the part that multiplies the MLP's output.
+    """
+
+    module: str
+    chunks: int
+    attn: int
+    mlp: int
 
 
 @dataclass(frozen=True)
@@ -25,7 +57,7 @@ class Architecture:
     """Where the parts of a masked diffusion model are.
 
     Paths are relative to the loaded model; those of ``attn`` and ``mlp`` are relative to a block and name the module
-    whose (first) output is added to the residual stream.
+    whose (first) output is added to the residual stream, after a gate where there is one.
 
     Attributes:
         name: what it is called in messages and manifests.
@@ -37,8 +69,16 @@ class Architecture:
         final_norm: path of the norm before the unembedding.
         head: path of the unembedding.
         shift: 0 where position i is predicted by the logits at i, 1 where by those at i - 1.
-        call: runs the model on ids ``(B, L)`` so that every position sees every other.
+        call: runs the model so that every position sees every other that the inputs' mask allows.
+        masks: which attention masks ``call`` can honour: none, padding alone, or any ``(L, L)`` pattern.
+        timestep: whether the model is given the noise level.
+        excludes_mask: whether the mask token is no part of the predicted distribution (SUBS): its logit is -inf.
+        gates: factors between the modules' outputs and the residual stream.
+        unembed: logits of residual-stream activations, where that is more than ``head(final_norm(h))``.
         mask_token_id: the mask's id where neither config nor tokenizer names it.
+        absent: paths below a block that must not exist; with them, contributions would be other than said here.
+        refusal: why models of this class cannot be used; empty where they can.
+        explicit: used only when asked for by name, because its structure and class do not tell it from a causal model.
 
     Example:
         >>> from timerome.backbones import register
@@ -54,13 +94,24 @@ class Architecture:
     final_norm: str
     head: str
     shift: int = 0
-    call: Call = _plain
+    call: Call = plain
+    masks: Masks = "none"
+    timestep: bool = False
+    excludes_mask: bool = False
+    gates: Gates | None = None
+    unembed: Callable[[nn.Module, Tensor], Tensor] | None = None
     mask_token_id: int | None = None
+    absent: tuple[str, ...] = ()
+    refusal: str = ""
+    explicit: bool = False
+
+    def covers(self, model: nn.Module) -> bool:
+        """Return whether the class of ``model``, or one it derives from, is among ``classes``."""
+        return not self.classes or bool({cls.__name__ for cls in type(model).__mro__} & set(self.classes))
 
     def mismatch(self, model: nn.Module) -> str | None:
         """Return why ``model`` is not of this architecture, or None if it is."""
-        names = {cls.__name__ for cls in type(model).__mro__}
-        if self.classes and not names & set(self.classes):
+        if not self.covers(model):
             return f"class is {type(model).__name__}, not {' or '.join(self.classes)}"
         for path in (self.blocks, self.embedding, self.final_norm, self.head):
             if resolve(model, path) is None:
@@ -68,10 +119,14 @@ class Architecture:
         blocks = resolve(model, self.blocks)
         if not isinstance(blocks, nn.ModuleList) or len(blocks) == 0:
             return f"{self.blocks!r} is no list of blocks"
-        for path in (self.attn, self.mlp):
+        for path in (self.attn, self.mlp, *([self.gates.module] if self.gates else [])):
             missing = next((i for i, block in enumerate(blocks) if resolve(block, path) is None), None)
             if missing is not None:
                 return f"block {missing} has no {path!r}"
+        for path in self.absent:
+            found = next((i for i, block in enumerate(blocks) if resolve(block, path) is not None), None)
+            if found is not None:
+                return f"block {found} has {path!r}, which also adds to the residual stream"
         return None
 
 
@@ -83,30 +138,3 @@ def resolve(root: nn.Module, path: str) -> nn.Module | None:
         if not isinstance(module, nn.Module):
             return None
     return module
-
-
-_LLAMA_PARTS: dict[str, Any] = {
-    "blocks": "model.layers",
-    "attn": "self_attn",
-    "mlp": "mlp",
-    "embedding": "model.embed_tokens",
-    "final_norm": "model.norm",
-    "head": "lm_head",
-}
-
-TESTBED = Architecture("testbed", ("TestbedModel",), **_LLAMA_PARTS)
-LLADA = Architecture(
-    "llada",
-    ("LLaDAModelLM", "MMadaModelLM"),
-    blocks="model.transformer.blocks",
-    # Attention and MLP are methods of the block; their last linear layers are what is added to the residual stream.
-    attn="attn_out",
-    mlp="ff_out",
-    embedding="model.transformer.wte",
-    final_norm="model.transformer.ln_f",
-    head="model.transformer.ff_out",
-    mask_token_id=126336,
-)
-DREAM = Architecture("dream", ("DreamModel",), **_LLAMA_PARTS, shift=1, mask_token_id=151666)
-
-BUILT_IN = (TESTBED, LLADA, DREAM)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..coordinates import MODULES, Site
-from .architectures import Architecture, resolve
+from .architectures import Architecture, Inputs, resolve
 
 
 class Backbone:
@@ -25,9 +25,11 @@ class Backbone:
         architecture: where its parts are.
         mask_id: id of the mask token.
         eos_id: id of the end-of-text token, or None.
+        padding: whether a padding mask is honoured: by the record, and by what the model did when it was wrapped.
+        mended: what was put right in the model when it was wrapped, in words.
 
     Raises:
-        ValueError: the mask token's id is unknown.
+        ValueError: the mask token's id is unknown or outside the embedding, or the tokenizer's ids exceed the head's.
     """
 
     def __init__(
@@ -44,22 +46,44 @@ class Backbone:
         self.architecture = architecture
         self.name = name or type(model).__name__
         config = getattr(model, "config", None)
-        found = (
-            mask_token_id,
-            getattr(config, "mask_token_id", None),
-            getattr(tokenizer, "mask_token_id", None),
-            architecture.mask_token_id,
-        )
-        self.mask_id: int = next((int(i) for i in found if i is not None), -1)
-        if self.mask_id < 0:
+        found = {
+            "mask_token_id=...": mask_token_id,
+            "the config": getattr(config, "mask_token_id", None),
+            "the tokenizer": getattr(tokenizer, "mask_token_id", None),
+            f"the {architecture.name} record": architecture.mask_token_id,
+        }
+        self.mask_source, mask_id = next(((k, int(v)) for k, v in found.items() if v is not None), ("", -1))
+        if mask_id < 0:
             raise ValueError(
                 f"wrap: no mask token id in the config, the tokenizer or the {architecture.name} record; "
                 "pass mask_token_id=..."
             )
+        self.mask_id: int = mask_id
+        self.mended: tuple[str, ...] = ()
         eos = getattr(tokenizer, "eos_token_id", None)
         self.eos_id: int | None = eos if eos is not None else getattr(config, "eos_token_id", None)
         self._blocks = self._part(architecture.blocks)
         self._canvas: Tensor | None = None
+        self.padding = architecture.masks != "none"
+        self._check_vocabulary()
+
+    def _check_vocabulary(self) -> None:
+        """Refuse ids that the embedding or the head has no row for; rows without a token are common and harmless."""
+        if self.mask_id >= self.vocab_size:
+            raise ValueError(
+                f"wrap: the mask token's id {self.mask_id} (from {self.mask_source}) is outside the embedding of "
+                f"{self.name}, which has {self.vocab_size} rows; pass the right mask_token_id=..."
+            )
+        head = getattr(self.head, "weight", None)
+        rows = self.vocab_size if head is None else min(self.vocab_size, head.shape[0])
+        vocab = self.tokenizer.get_vocab() if hasattr(self.tokenizer, "get_vocab") else {}
+        largest = max(vocab.values(), default=-1)
+        if largest >= rows:
+            raise ValueError(
+                f"wrap: the tokenizer has ids up to {largest}, but {self.name} has an embedding of {self.vocab_size} "
+                f"and a head of {rows if head is None else head.shape[0]} rows; pass the tokenizer the model was "
+                "trained with."
+            )
 
     def _part(self, path: str) -> Any:
         part = resolve(self.model, path)
@@ -120,15 +144,34 @@ class Backbone:
         assert part is not None
         return part
 
+    def gate(self, site: Site) -> tuple[nn.Module, int, int] | None:
+        """Return what multiplies ``site``'s module output before it joins the residual stream, or None.
+
+        Returns:
+            The module that computes it, the number of equal parts of its output, and which of them it is.
+        """
+        gates = self.architecture.gates
+        if gates is None or site.module == "block":
+            return None
+        module = resolve(self._blocks[site.layer], gates.module)
+        assert module is not None
+        return module, gates.chunks, gates.attn if site.module == "attn" else gates.mlp
+
     def sites(self, modules: Sequence[str] = MODULES) -> list[Site]:
         """Every site of the given modules, by layer."""
         return [Site(layer, m) for layer in range(self.n_layers) for m in modules]  # type: ignore[arg-type]
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, *, attention_mask: Tensor | None = None, timestep: Tensor | None = None) -> Tensor:
         """Run the model on ids ``(B, L)``; return the raw logits ``(B, L, V)``, not shifted.
 
+        Args:
+            ids: token ids, int64, on the model's device.
+            attention_mask: boolean or 0/1; ``(B, L)``, True at real tokens, or ``(B, L, L)``, True where position i
+                attends to position j. None: every position attends to every other.
+            timestep: noise level ``(B,)`` for backbones that are conditioned on it; others are not given it.
+
         Raises:
-            ValueError: ids are not 2-D, or longer than the context.
+            ValueError: ids are not 2-D, or longer than the context; or the backbone cannot honour the mask.
         """
         if ids.dim() != 2:
             raise ValueError(f"Backbone.forward: expected ids of shape (B, L), got {tuple(ids.shape)}.")
@@ -137,20 +180,54 @@ class Backbone:
                 f"Backbone.forward: {self.name} has a context of {self.max_length} tokens, got {ids.shape[1]}; "
                 "shorten the prompt or the canvas."
             )
-        out = self.architecture.call(self.model, ids)
+        mask = None if attention_mask is None else self._mask(ids, attention_mask)
+        out = self.architecture.call(self.model, Inputs(ids, mask, timestep))
         logits = out if isinstance(out, Tensor) else out.logits if hasattr(out, "logits") else out[0]
         return logits
 
-    def logits(self, ids: Tensor, canvas: Tensor | None = None) -> Tensor:
+    def _mask(self, ids: Tensor, mask: Tensor) -> Tensor | None:
+        """Bring an attention mask into the form the record's call takes; None where it hides nothing."""
+        batch, length = ids.shape
+        if mask.shape not in ((batch, length), (batch, length, length)):
+            raise ValueError(
+                f"Backbone.forward: expected attention_mask of shape {(batch, length)} or {(batch, length, length)}, "
+                f"got {tuple(mask.shape)}."
+            )
+        mask = mask.to(ids.device).bool()
+        if bool(mask.all()):
+            return None
+        masks = self.architecture.masks
+        if masks == "none" or (masks == "padding" and mask.dim() == 3) or not self.padding:
+            raise ValueError(
+                f"Backbone.forward: {self.name} ({self.architecture.name}) cannot honour this attention mask; "
+                "give it sequences of one length"
+                + (", without a pattern of which position sees which." if mask.dim() == 3 else ", without padding.")
+            )
+        if masks == "padding":
+            return mask
+        return (mask if mask.dim() == 3 else mask[:, None].expand(batch, length, length))[:, None]
+
+    def logits(
+        self,
+        ids: Tensor,
+        canvas: Tensor | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        timestep: Tensor | None = None,
+    ) -> Tensor:
         """Return float32 logits ``(B, L, V)`` in which position i is predicted at i, whatever the model's shift.
 
         Args:
             ids: token ids ``(B, L)``, int64, on the model's device.
             canvas: True at the positions that are being generated, masked or not, ``(B, L)``. Announced to whatever is
                 attached (see :meth:`on_canvas`); None leaves it to be inferred from the mask tokens.
+            attention_mask: as for :meth:`forward`.
+            timestep: as for :meth:`forward`.
         """
         with self.on_canvas(canvas):
-            logits = self.forward(ids).float()
+            logits = self.forward(ids, attention_mask=attention_mask, timestep=timestep).float()
+        if self.architecture.excludes_mask:
+            logits = logits.index_fill(-1, torch.tensor([self.mask_id], device=logits.device), -torch.inf)
         if self.shift:
             logits = torch.cat([logits[:, : self.shift], logits[:, : -self.shift]], dim=1)
         return logits
@@ -190,13 +267,15 @@ class Backbone:
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """Return float32 logits of residual-stream activations ``(..., d)``: final norm, then unembedding."""
+        if self.architecture.unembed is not None:
+            return self.architecture.unembed(self.model, hidden.to(self.dtype)).float()
         return self.head(self.final_norm(hidden.to(self.dtype))).float()
 
     @property
     def max_length(self) -> int:
         """Longest sequence the model's config allows; very large where it does not say."""
         config = getattr(self.model, "config", None)
-        for name in ("max_position_embeddings", "max_sequence_length", "model_max_length"):
+        for name in ("max_position_embeddings", "max_sequence_length", "model_max_length", "model_length"):
             value = getattr(config, name, None)
             if isinstance(value, int) and value > 0:
                 return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -13,6 +14,7 @@ from .probes import probe
 from .records import BUILT_IN
 
 _architectures: list[Architecture] = list(BUILT_IN)
+_probed: WeakKeyDictionary[nn.Module, dict[Architecture, bool]] = WeakKeyDictionary()
 
 
 class UnknownArchitectureError(ValueError):
@@ -120,5 +122,9 @@ def wrap(
     backbone = Backbone(model, tokenizer, architecture=architecture, mask_token_id=mask_token_id, name=name)
     backbone.mended = mended
     if check:
-        backbone.padding = probe(backbone)
+        # Once a model: hooks that are on it by the time it is wrapped again, a memory's say, must not see the probe.
+        known = _probed.setdefault(model, {})
+        if architecture not in known:
+            known[architecture] = probe(backbone)
+        backbone.padding = known[architecture]
     return backbone

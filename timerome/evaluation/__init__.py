@@ -1,9 +1,20 @@
-"""How edits are measured: likelihood and decoded text of facts, paired comparison, proof that weights stayed."""
+"""How edits are measured: benchmarks, likelihood and decoded text, paired comparison, proof that weights stayed."""
 
+from .measurement import Absent as Absent
+from .measurement import Measurement as Measurement
+from .measurement import Paired as Paired
+from .measurement import Result as Result
+from .measurement import UnlikeMeasurementsError as UnlikeMeasurementsError
+from .measurement import average as average
+from .measurement import composite as composite
+from .measurement import paired as paired
 from .protocol import Comparison as Comparison
 from .protocol import Evaluation as Evaluation
 from .protocol import Protocol as Protocol
 from .protocol import Score as Score
 from .protocol import compare as compare
 from .protocol import evaluate as evaluate
+from .respondent import NO_EDIT as NO_EDIT
+from .respondent import Condition as Condition
+from .respondent import Respondent as Respondent
 from .weights import WeightsWatch as WeightsWatch

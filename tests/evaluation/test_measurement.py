@@ -1,0 +1,116 @@
+"""Measurements: what may be put together, and what may not."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from timerome.evaluation import Absent, Measurement, UnlikeMeasurementsError, average, composite, paired
+from timerome.evaluation.measurement import result_from_dict
+from timerome.evaluation.metrics.tofu import harmonic_mean
+
+VALUES = {"a": 1.0, "b": 0.0, "c": 1.0, "d": 0.5}
+
+
+def measured(values=VALUES, metric="em", protocol="l2r", **more):
+    return Measurement.over(metric, values, protocol=protocol, seed=0, **more)
+
+
+def test_a_mean_carries_its_standard_error_interval_and_sample_size():
+    found = measured()
+    assert (found.value, found.n, found.seed, found.protocol) == (0.625, 4, 0, "l2r")
+    # Deviations 0.375, -0.625, 0.375, -0.125: variance 0.6875 / 3, over 4 records.
+    assert found.standard_error == pytest.approx(math.sqrt(0.6875 / 3 / 4))
+    assert found.low < found.value < found.high
+
+
+def test_what_cannot_be_computed_is_absent_with_its_reason_and_never_a_number():
+    gone = measured({}, note="no record has a paraphrase")
+    assert gone == Absent("em", "no record has a paraphrase")
+    assert not hasattr(gone, "value")
+    for value in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="Absent"):
+            Measurement("em", value, "share", "l2r", 0, 3)
+    with pytest.raises(ValueError, match="finite"):
+        measured({"a": 1.0, "b": math.nan})
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [({"metric": "ps"}, "metric"), ({"protocol": "onestep"}, "protocol"), ({"unit": "nats"}, "unit")],
+)
+def test_unlike_metrics_cannot_be_averaged_or_compared(change, what):
+    other = measured({"x": 1.0}, **change)
+    with pytest.raises(UnlikeMeasurementsError, match=what):
+        average([measured(), other])
+    with pytest.raises(UnlikeMeasurementsError, match=what):
+        paired(measured(), measured(**change))
+
+
+def test_absent_metrics_cannot_be_averaged():
+    with pytest.raises(UnlikeMeasurementsError, match="no file"):
+        average([measured(), Absent("em", "no file")])
+
+
+def test_a_record_counts_once():
+    with pytest.raises(UnlikeMeasurementsError, match="'a'"):
+        average([measured(), measured({"a": 1.0})])
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=12), st.integers(1, 11))
+def test_pooling_parts_is_measuring_the_whole(values, cut):
+    named = {str(i): v for i, v in enumerate(values)}
+    parts = [dict(list(named.items())[:cut]), dict(list(named.items())[cut:])]
+    pooled = average([measured(part) for part in parts if part])
+    assert pooled == measured(named)
+
+
+def test_a_composite_is_its_definition_and_absent_with_a_term():
+    terms = {"x": measured({"a": 1.0, "b": 1.0}), "y": measured({"a": 0.5, "b": 0.5}, metric="ps")}
+    found = composite("hm", terms, harmonic_mean, definition="harmonic mean")
+    assert found.value == pytest.approx(2 / 3)
+    assert found.standard_error == pytest.approx(0.0, abs=1e-12)
+    assert "harmonic mean" in found.protocol
+    gone = composite("hm", {**terms, "z": Absent("z", "no holdout set")}, harmonic_mean, definition="harmonic mean")
+    assert isinstance(gone, Absent)
+    assert "no holdout set" in gone.reason
+
+
+def test_a_composite_interval_covers_the_truth_about_as_often_as_it_says():
+    rng, inside = np.random.default_rng(0), 0
+    for _ in range(60):
+        terms = {
+            name: measured({str(i): v for i, v in enumerate(rng.beta(a, b, 60))}, metric=name)
+            for name, a, b in (("x", 2, 2), ("y", 4, 1))
+        }
+        found = composite("hm", terms, harmonic_mean, definition="harmonic mean", resamples=200)
+        inside += found.low <= harmonic_mean([0.5, 0.8]) <= found.high
+    assert 51 <= inside <= 60
+
+
+def test_paired_conditions_have_difference_interval_p_value_and_effect_size():
+    before = measured({str(i): 0.1 * i for i in range(8)})
+    after = measured({str(i): 0.1 * i + 0.2 + 0.01 * (i % 3) for i in reversed(range(8))})
+    found = paired(before, after)
+    gains = np.array([0.2 + 0.01 * (i % 3) for i in range(8)])
+    assert found.difference == pytest.approx(gains.mean())
+    assert found.low <= found.difference <= found.high
+    assert (found.p_value, found.exact, found.n) == (2 / 256, True, 8)
+    assert found.effect_size == pytest.approx(gains.mean() / gains.std(ddof=1))
+
+
+def test_pairing_wants_the_same_records():
+    with pytest.raises(UnlikeMeasurementsError, match="3 are shared"):
+        paired(measured(), measured({"a": 1.0, "b": 0.0, "c": 1.0}))
+    total = Measurement("em", 1.0, "share", "l2r", 0, 4)
+    with pytest.raises(UnlikeMeasurementsError):
+        paired(total, total)
+
+
+def test_everything_survives_json():
+    for result in (measured(), measured({"a": 1.0}), Absent("em", "why")):
+        again = result_from_dict(json.loads(json.dumps(result.to_dict(), allow_nan=False)))
+        assert again.to_dict() == result.to_dict()

@@ -1,0 +1,1 @@
+"""One module a benchmark: what its files hold, what is asked, which numbers come of it."""

@@ -1,0 +1,360 @@
+"""TOFU: what was forgotten, what was kept, and whether it is as if it had never been known.
+
+Two protocols. ``TOFU`` is the benchmark's own, with a likelihood that masked diffusion models have. ``MDU`` is how the
+code of masked diffusion unlearning (arXiv 2605.18253) evaluates, for comparison with its tables.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ..._files import write_text
+from ...backbones import Backbone
+from ...diffusion import Estimator, SamplerConfig
+from ...functional.text import distinct_n, repetition, rouge_l
+from ..measurement import Absent, Better, Measurement, Result, composite
+from ..metrics import tofu as metric
+from ..records import DataError, evenly, find_file, optional, read_records, text, texts
+from ..respondent import Pair, Respondent, Scored
+
+GROUPS = ("forget", "retain", "real_authors", "world_facts")
+_FIELDS = {
+    "question": text, "answer": text, "paraphrased_answer": optional(text), "perturbed_answer": optional(texts),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TofuRecord:
+    """One question.
+
+    Attributes:
+        id: as :class:`timerome.FactSet` calls it.
+        question: what is asked.
+        answer: the true answer.
+        paraphrased: the same in other words; None for real authors and world facts.
+        perturbed: wrong answers of the same form; empty where the file has none.
+    """
+
+    id: str
+    question: str
+    answer: str
+    paraphrased: str | None = None
+    perturbed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TofuProtocol:
+    """How TOFU is asked.
+
+    Attributes:
+        form: ``"tofu"``: geometric truth ratio over all perturbed answers against the paraphrase, folded scores, model
+            utility, forget quality. ``"mdu"``: original answer, first three perturbed answers, raw averages.
+        estimator: of the likelihood; answers without end-of-text token.
+        samples: mask draws an answer.
+        seed: of the draws and the sampler.
+        canvas: positions that text is decoded on.
+        sampler: how.
+    """
+
+    form: Literal["tofu", "mdu"] = "tofu"
+    estimator: Estimator = "elbo_sum"
+    samples: int = 32
+    seed: int = 0
+    canvas: int = 128
+    sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig(steps=128))
+
+    @property
+    def likelihood(self) -> str:
+        """The likelihood in words."""
+        drawn = f", K = {self.samples}" if self.estimator in ("elbo_sum", "recon_mean") else ""
+        return f"{self.form.upper()} protocol, {self.estimator}{drawn}, a token, no end-of-text"
+
+    @property
+    def decoding(self) -> str:
+        """The decoding in words."""
+        s = self.sampler
+        return f"{self.form.upper()} protocol, {s.remasking}, {s.steps} steps on {self.canvas} tokens, ROUGE stemmed"
+
+
+TOFU = TofuProtocol()
+MDU = TofuProtocol("mdu", "recon_mean", 128, 42, 128, SamplerConfig(steps=256, seed=42))
+
+
+def read_tofu(path: str | Path, split: str = "forget01") -> dict[str, list[TofuRecord]]:
+    """Read a folder of TOFU's files.
+
+    Args:
+        path: the folder.
+        split: the forget set: ``forget01``, ``forget05`` or ``forget10``.
+
+    Returns:
+        Records by group: ``forget``, ``retain``, ``real_authors``, ``world_facts``; a group without file is not there.
+        Files called ``…_perturbed`` go first, since the others lack what the truth ratio needs.
+
+    Raises:
+        DataError: a file is malformed; the message names file, record and field.
+        FileNotFoundError: there is no file of the forget set.
+    """
+    path = Path(path)
+    names = {"forget": split, "retain": "retain", "real_authors": "real_authors", "world_facts": "world_facts"}
+    groups = {}
+    for group, name in names.items():
+        if path.is_file() and group != "forget":
+            continue
+        if file := find_file(path, f"{name}_perturbed", name):
+            groups[group] = read_tofu_file(file, name)
+    if "forget" not in groups:
+        raise FileNotFoundError(f"read_tofu: expected {split}_perturbed.json or {split}.json in {path}, got neither.")
+    return groups
+
+
+def read_tofu_file(file: str | Path, name: str) -> list[TofuRecord]:
+    """Read one file; ids are made of ``name``.
+
+    Raises:
+        DataError: the file is malformed.
+        FileNotFoundError: there is no such file.
+    """
+    found = []
+    for i, r in enumerate(read_records(Path(file), _FIELDS)):
+        wrong = tuple(r["perturbed_answer"] or ())
+        found.append(TofuRecord(f"tofu-{name}-{i:04d}", r["question"], r["answer"], r["paraphrased_answer"], wrong))
+    return found
+
+
+def bundled_tofu(name: Literal["forget01", "retain"]) -> list[TofuRecord]:
+    """Return the records of a TOFU set that ships with the package.
+
+    Example:
+        >>> len(bundled_tofu("forget01"))
+        40
+    """
+    from importlib.resources import as_file, files
+
+    with as_file(files("timerome") / "assets" / "tofu" / f"{name}_perturbed.json") as file:
+        return read_tofu_file(file, name)
+
+
+def truth_ratios(
+    model: Backbone | Respondent,
+    records: Sequence[TofuRecord],
+    *,
+    protocol: TofuProtocol = TOFU,
+    group: str = "forget",
+) -> Result:
+    """Return log R of each record: the sample that forget quality compares with a retain-only model's.
+
+    Deterministic in the protocol's seed, and on common mask draws: an answer gets the same masks under every model.
+
+    Args:
+        model: a backbone as it is, or a respondent: a backbone under a condition.
+        records: the questions. Those without perturbed answers (or, under the TOFU form, without paraphrase where the
+            group is ``forget`` or ``retain``) are left out; the note counts them.
+        protocol: estimator, draws, seed, form.
+        group: of :data:`GROUPS`; decides what stands in the denominator.
+
+    Returns:
+        A measurement ``tofu.<group>.log_truth_ratio`` whose ``per_record`` are the values, with the protocol attached;
+        Absent if no record has what it needs.
+
+    Example:
+        >>> import timerome as tr
+        >>> from timerome.evaluation.benchmarks.tofu import TofuProtocol, bundled_tofu, truth_ratios
+        >>> protocol = TofuProtocol(samples=2)
+        >>> found = truth_ratios(tr.load("testbed"), bundled_tofu("forget01")[:2], protocol=protocol)
+        >>> found.value < 0  # the truth is the more probable: the testbed knows it
+        True
+    """  # fmt: skip
+    respondent = model if isinstance(model, Respondent) else Respondent(model)
+    pairs = [pair for record in records for pair in _asked(record, protocol, group)]
+    return _log_ratios(records, _likelihoods(respondent, pairs, protocol, "truth ratio"), protocol, group)
+
+
+def write_reference(path: str | Path, measurement: Measurement) -> None:
+    """Write a retain-only model's truth ratios, for :func:`read_reference`."""
+    write_text(Path(path), json.dumps(measurement.to_dict(), indent=1) + "\n")
+
+
+def read_reference(path: str | Path) -> Measurement:
+    """Read what :func:`write_reference` wrote.
+
+    Raises:
+        DataError: the file holds no measurement of truth ratios.
+        FileNotFoundError: there is no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"read_reference: there is no file {path}.")
+    try:
+        found = Measurement.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: expected a measurement that write_reference made, got {error!r}.") from None
+    if not found.metric.endswith(".log_truth_ratio"):
+        raise DataError(f"{path}, field 'metric': expected …log_truth_ratio, got {found.metric!r}.")
+    return found
+
+
+def forget_quality(ratios: Result, reference: Measurement | None) -> Result:
+    """Compare truth ratios with a retain-only model's by a two-sample Kolmogorov-Smirnov test; log10 of its p-value.
+
+    Args:
+        ratios: what :func:`truth_ratios` found for the edited model.
+        reference: the same of a model that was never taught the records.
+
+    Returns:
+        The measurement; Absent if there is no reference, or it is of other records or another protocol.
+    """
+    name = "tofu.forget_quality"
+    if isinstance(ratios, Absent):
+        return Absent(name, f"truth ratios are absent: {ratios.reason}")
+    if reference is None:
+        return Absent(name, "needs the truth ratios of a retain-only model; give its file as the reference")
+    for what in ("metric", "protocol", "seed"):
+        if getattr(ratios, what) != getattr(reference, what):
+            return Absent(
+                name, f"the reference has another {what}: {getattr(reference, what)!r} where "
+                f"{getattr(ratios, what)!r} was measured",
+            )  # fmt: skip
+    shared = [k for k in ratios.per_record if k in reference.per_record]
+    if len(shared) < len(ratios.per_record):
+        return Absent(name, f"the reference lacks {len(ratios.per_record) - len(shared)} of the records")
+    found = metric.forget_quality([ratios.per_record[k] for k in shared], [reference.per_record[k] for k in shared])
+    note = f"p = {found.p_value:.3g}, largest distance of distribution functions {found.statistic:.3f}"
+    return Measurement(
+        name, found.log10_p, "log10 p", f"two-sample KS test of truth ratios; {ratios.protocol}", ratios.seed,
+        len(shared), note=note,
+    )  # fmt: skip
+
+
+def measure_tofu(
+    respondent: Respondent,
+    groups: Mapping[str, Sequence[TofuRecord]],
+    protocol: TofuProtocol = TOFU,
+    *,
+    reference: Measurement | None = None,
+    limit: int | None = None,
+) -> list[Result]:
+    """Ask a model all of TOFU under one protocol.
+
+    Args:
+        respondent: the model under a condition.
+        groups: records by group, see :func:`read_tofu`. Facts that were used to build, protect or calibrate an edit do
+            not belong in ``retain``.
+        protocol: :data:`TOFU`, :data:`MDU`, or either with other settings.
+        reference: a retain-only model's truth ratios, for forget quality.
+        limit: ask at most so many records a group, spread evenly.
+
+    Returns:
+        Measurements, and :class:`Absent` ones with reasons, always of the same metrics in the same order.
+
+    Raises:
+        ValueError: a group is none of TOFU's.
+    """
+    if unknown := sorted(set(groups) - set(GROUPS)):
+        raise ValueError(f"measure_tofu: expected groups among {', '.join(GROUPS)}, got {unknown}.")
+    found: dict[str, Result] = {}
+    for group in GROUPS:
+        records = evenly(groups.get(group, ()), limit)
+        for result in _measure_group(respondent, group, records, protocol):
+            found[result.metric] = result
+    if protocol.form == "tofu":
+        found["tofu.model_utility"] = composite(
+            "tofu.model_utility", {term: found[f"tofu.{term}"] for term in metric.UTILITY_TERMS}, metric.harmonic_mean,
+            definition="harmonic mean of probability, ROUGE-L recall and truth ratio on retain, real authors and facts",
+        )  # fmt: skip
+        found["tofu.forget_quality"] = forget_quality(found["tofu.forget.log_truth_ratio"], reference)
+    return list(found.values())
+
+
+def _measure_group(
+    respondent: Respondent, group: str, records: Sequence[TofuRecord], protocol: TofuProtocol
+) -> list[Result]:
+    answers = [(r.question, r.answer) for r in records]
+    answers += [pair for r in records for pair in _asked(r, protocol, group)]
+    nll = _likelihoods(respondent, answers, protocol, f"{group}, likelihood")
+    fits = [r for r in records if respondent.fits(r.question, canvas=protocol.canvas)]
+    decoded = respondent.texts(
+        [r.question for r in fits], canvas=protocol.canvas, sampler=protocol.sampler, label=f"{group}, text"
+    )
+    out: list[Result] = []
+    away = "" if records else "no record of this group was given"
+    wanted: Better = "lower" if group == "forget" else "higher"
+    reference_group = group in ("real_authors", "world_facts")
+
+    def add(name: str, values: Mapping[str, float], better: Better, how: str, unit: str = "share") -> None:
+        left = len(records) - len(values)
+        note = away or (f"{left} of {len(records)} records lack what it needs" if left else "")
+        out.append(Measurement.over(
+            f"{protocol.form}.{group}.{name}", values, unit=unit, protocol=how, seed=protocol.seed, better=better,
+            note=note,
+        ))  # fmt: skip
+
+    own = {r.id: nll[r.question, r.answer] for r in records if (r.question, r.answer) in nll}
+    probability = {k: metric.probability(s.nll) for k, s in own.items()}
+    normalised = {
+        r.id: metric.normalised_probability(own[r.id].nll, [nll[r.question, a].nll for a in r.perturbed])
+        for r in records if r.id in own and r.perturbed and all((r.question, a) in nll for a in r.perturbed)
+    }  # fmt: skip
+    tofu = protocol.form == "tofu"
+    add("probability", normalised if tofu and reference_group else probability, wanted, protocol.likelihood)
+    add("log_prob", {k: s.log_prob for k, s in own.items()}, wanted, protocol.likelihood, "nats")
+    pairs = list(zip(fits, decoded, strict=True))
+    add("rouge_recall", {r.id: rouge_l(r.answer, t) for r, t in pairs}, wanted, protocol.decoding)
+    add("rouge_f1", {r.id: rouge_l(r.answer, t, kind="f1") for r, t in pairs}, wanted, protocol.decoding)
+    add("repetition", {r.id: repetition(t) for r, t in pairs}, "lower", protocol.decoding)
+    add("distinct_2", {r.id: distinct_n(t, 2) for r, t in pairs}, "higher", protocol.decoding)
+    ratios = _log_ratios(records, nll, protocol, group)
+    out.append(ratios)
+    logs = {} if isinstance(ratios, Absent) else dict(ratios.per_record)
+    if not tofu:
+        add("truth_ratio", {k: metric.truth_ratio(v) for k, v in logs.items()}, "neither", protocol.likelihood, "ratio")
+        return out
+    score = metric.forget_truth_score if group == "forget" else metric.truth_score
+    add("truth_score", {k: score(v) for k, v in logs.items()}, "higher", protocol.likelihood)
+    add("prob_mean", {k: metric.prob_mean(v) for k, v in logs.items()}, wanted, protocol.likelihood)
+    return out
+
+
+def _asked(record: TofuRecord, protocol: TofuProtocol, group: str) -> list[Pair]:
+    """Return what the truth ratio needs the likelihoods of: the denominator's answer first; nothing if it lacks one."""
+    original = protocol.form == "mdu" or group in ("real_authors", "world_facts")
+    reference = record.answer if original else record.paraphrased
+    if reference is None or not record.perturbed:
+        return []
+    return [(record.question, answer) for answer in (reference, *record.perturbed)]
+
+
+def _likelihoods(
+    respondent: Respondent, pairs: Sequence[Pair], protocol: TofuProtocol, label: str
+) -> dict[Pair, Scored]:
+    fit = list(dict.fromkeys(pair for pair in pairs if respondent.fits(*pair)))
+    found = respondent.likelihoods(
+        fit, estimator=protocol.estimator, samples=protocol.samples, seed=protocol.seed, label=label
+    )
+    return dict(zip(fit, found, strict=True))
+
+
+def _log_ratios(
+    records: Sequence[TofuRecord], nll: Mapping[Pair, Scored], protocol: TofuProtocol, group: str
+) -> Result:
+    ratio = metric.mdu_log_truth_ratio if protocol.form == "mdu" else metric.log_truth_ratio
+    values = {}
+    for r in records:
+        asked = _asked(r, protocol, group)
+        if asked and all(pair in nll for pair in asked):
+            values[r.id] = ratio(nll[asked[0]].nll, [nll[pair].nll for pair in asked[1:]])
+    left = len(records) - len(values)
+    note = f"{left} of {len(records)} records lack a paraphrased or perturbed answer, or do not fit" if left else ""
+    return Measurement.over(
+        f"{protocol.form}.{group}.log_truth_ratio", values, unit="nats", protocol=protocol.likelihood,
+        seed=protocol.seed, better="neither", note=note or ("" if records else "no record of this group was given"),
+    )  # fmt: skip
+
+
+def with_settings(protocol: TofuProtocol, **changes: Any) -> TofuProtocol:
+    """Return the protocol with other settings; what is None stays."""
+    return replace(protocol, **{k: v for k, v in changes.items() if v is not None})

@@ -1,0 +1,307 @@
+"""A number with what it takes to believe it, and what may be done with two of them.
+
+A bare float can be averaged with any other; a :class:`Measurement` cannot. It knows its metric, unit, protocol, seed
+and the records it comes from, so that a mean over unlike metrics, a difference between two protocols, or an unpaired
+"paired" test is refused. What could not be computed is :class:`Absent`, with its reason; it has no value to go astray.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from .statistics import PairedTest, bootstrap_ci, paired_effect_size, paired_permutation_test
+
+Better = Literal["higher", "lower", "closer to 0", "neither"]
+
+
+class UnlikeMeasurementsError(TypeError):
+    """Measurements of different metrics, protocols, units or records were to be treated as one."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A measured number.
+
+    Attributes:
+        metric: what it is, dotted: ``"tofu.forget.truth_ratio"``.
+        value: the number, finite.
+        unit: what it counts: ``"share"``, ``"nats"``, ``"log10 p"``, ….
+        protocol: how it was taken, in words; two numbers can be compared only if these agree.
+        seed: of everything drawn for it.
+        n: sample size: how many records it is computed from.
+        standard_error: of the value over records; NaN where one record, or the statistic, has none.
+        low: lower end of the 95 % bootstrap interval over records; NaN with the standard error.
+        high: upper end.
+        better: which direction is the wanted one.
+        per_record: the records' values by id, where the number is their mean; empty where it is another statistic.
+        note: what a reader must know.
+
+    Raises:
+        ValueError: the value is not finite, or nothing was measured. What cannot be computed is :class:`Absent`.
+    """
+
+    metric: str
+    value: float
+    unit: str
+    protocol: str
+    seed: int
+    n: int
+    standard_error: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    better: Better = "higher"
+    per_record: Mapping[str, float] = field(default_factory=dict, repr=False)
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value) or self.n < 1:
+            raise ValueError(
+                f"Measurement {self.metric}: expected a finite value of at least one record, got {self.value} of "
+                f"{self.n}; what cannot be computed is Absent, with the reason."
+            )
+
+    @classmethod
+    def over(
+        cls,
+        metric: str,
+        per_record: Mapping[str, float],
+        *,
+        unit: str = "share",
+        protocol: str,
+        seed: int,
+        better: Better = "higher",
+        note: str = "",
+    ) -> Measurement | Absent:
+        """Return the mean over records with its standard error and bootstrap interval; Absent if there is no record.
+
+        Args:
+            metric: what it is.
+            per_record: one finite value a record; average over a record's prompts or draws first.
+            unit: what it counts.
+            protocol: how it was taken.
+            seed: of everything drawn, and of the bootstrap.
+            better: which direction is the wanted one.
+            note: what a reader must know.
+
+        Raises:
+            ValueError: a value is not finite; leave such a record out and say so in ``note``.
+
+        Example:
+            >>> Measurement.over("em", {"a": 1.0, "b": 0.5}, protocol="l2r", seed=0).value
+            0.75
+        """  # fmt: skip
+        if not per_record:
+            return Absent(metric, note or "no record has what it needs")
+        values = np.array(list(per_record.values()), dtype=np.float64)
+        interval = bootstrap_ci(values, seed=seed)
+        error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+        return cls(
+            metric, interval.mean, unit, protocol, seed, len(values), error, interval.low, interval.high, better,
+            dict(per_record), note,
+        )  # fmt: skip
+
+    def to_dict(self, *, records: bool = True) -> dict[str, Any]:
+        """Return JSON-ready values, with None for what is NaN; ``records=False`` leaves the records' values out."""
+        values: dict[str, Any] = {
+            "metric": self.metric, "value": self.value, "standard_error": _finite(self.standard_error),
+            "low": _finite(self.low), "high": _finite(self.high), "n": self.n, "unit": self.unit,
+            "better": self.better, "protocol": self.protocol, "seed": self.seed,
+        }  # fmt: skip
+        if self.note:
+            values["note"] = self.note
+        if records and self.per_record:
+            values["per_record"] = dict(self.per_record)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Measurement:
+        """Inverse of :meth:`to_dict`."""
+        ends = {k: math.nan if values[k] is None else values[k] for k in ("standard_error", "low", "high")}
+        return cls(**{**values, **ends})
+
+    def __str__(self) -> str:
+        error = "" if math.isnan(self.standard_error) else f" ± {self.standard_error:.2g}"
+        return f"{self.metric} = {self.value:.4g}{error} {self.unit} (n = {self.n})"
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A metric that could not be computed.
+
+    Attributes:
+        metric: which one.
+        reason: why not, and what it would take.
+    """
+
+    metric: str
+    reason: str
+
+    def to_dict(self, *, records: bool = True) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return {"metric": self.metric, "absent": self.reason}
+
+
+Result = Measurement | Absent
+
+
+def result_from_dict(values: Mapping[str, Any]) -> Result:
+    """Inverse of ``to_dict`` of either kind."""
+    return Absent(values["metric"], values["absent"]) if "absent" in values else Measurement.from_dict(values)
+
+
+def average(measurements: Sequence[Result]) -> Result:
+    """Pool measurements of one metric over disjoint sets of records, as if they had been measured together.
+
+    Raises:
+        UnlikeMeasurementsError: metrics, units, protocols or seeds differ, records overlap, or one is absent.
+        ValueError: there are none.
+
+    Example:
+        >>> parts = [Measurement.over("em", {k: v}, protocol="l2r", seed=0) for k, v in (("a", 1.0), ("b", 0.5))]
+        >>> average(parts).value
+        0.75
+    """
+    if not measurements:
+        raise ValueError("average: expected at least one measurement, got none.")
+    pooled: dict[str, float] = {}
+    first = measurements[0]
+    for m in measurements:
+        if isinstance(m, Absent) or isinstance(first, Absent):
+            gone = m if isinstance(m, Absent) else first
+            raise UnlikeMeasurementsError(f"average: {gone.metric} is absent ({gone.to_dict().get('absent')}).")
+        _check_alike("average", first, m)
+        if not m.per_record:
+            raise UnlikeMeasurementsError(f"average: {m.metric} is no mean over records, so it cannot be pooled.")
+        if twice := sorted(set(pooled) & set(m.per_record)):
+            raise UnlikeMeasurementsError(f"average: record {twice[0]!r} of {m.metric} is in two of the parts.")
+        pooled |= m.per_record
+    assert isinstance(first, Measurement)
+    return Measurement.over(
+        first.metric, pooled, unit=first.unit, protocol=first.protocol, seed=first.seed, better=first.better
+    )
+
+
+def composite(
+    metric: str,
+    terms: Mapping[str, Result],
+    combine: Callable[[Sequence[float]], float],
+    *,
+    unit: str = "share",
+    definition: str,
+    resamples: int = 1000,
+) -> Result:
+    """Combine unlike measurements by a published definition, such as TOFU's model utility.
+
+    The interval and standard error come from resampling every term's records, all terms independently.
+
+    Args:
+        metric: name of the combination.
+        terms: what it is made of, by the name the definition gives it.
+        combine: the definition, of the terms' values in order.
+        unit: of the result.
+        definition: the same in words; it goes into the protocol.
+        resamples: bootstrap samples.
+
+    Returns:
+        The measurement; Absent, with the reasons, if one term is.
+    """  # fmt: skip
+    if gone := {name: term.reason for name, term in terms.items() if isinstance(term, Absent)}:
+        return Absent(metric, f"{definition} needs " + "; ".join(f"{name} ({why})" for name, why in gone.items()))
+    parts = [term for term in terms.values() if isinstance(term, Measurement)]
+    seed = parts[0].seed
+    generator = np.random.default_rng(seed)
+    columns = []
+    for part in parts:
+        values = np.array(list(part.per_record.values()) or [part.value])
+        columns.append(values[generator.integers(len(values), size=(resamples, len(values)))].mean(1))
+    drawn = np.array([combine(list(row)) for row in np.stack(columns, 1)])
+    low, high = np.quantile(drawn, (0.025, 0.975)).tolist()
+    return Measurement(
+        metric, float(combine([part.value for part in parts])), unit,
+        f"{definition}; terms: " + "; ".join(dict.fromkeys(part.protocol for part in parts)),
+        seed, sum(part.n for part in parts), float(drawn.std(ddof=1)), low, high,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Paired:
+    """How one condition differs from another on the same records.
+
+    Attributes:
+        metric: of both.
+        before: the value without.
+        after: the value with.
+        difference: after - before, over the records both have.
+        low: lower end of its 95 % bootstrap interval over records; NaN for one record.
+        high: upper end.
+        p_value: of the paired permutation test, two-sided.
+        exact: whether all assignments were counted.
+        effect_size: Cohen's d_z, see :func:`timerome.evaluation.statistics.paired_effect_size`.
+        n: pairs.
+    """
+
+    metric: str
+    before: float
+    after: float
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    exact: bool
+    effect_size: float
+    n: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values; infinite or undefined numbers are None."""
+        return {k: _finite(v) if isinstance(v, float) else v for k, v in vars(self).items()}
+
+
+def paired(before: Measurement, after: Measurement, *, resamples: int = 9999) -> Paired:
+    """Compare two conditions record by record: difference, interval, permutation test, effect size.
+
+    Args:
+        before: one condition.
+        after: the other, of the same metric, protocol, seed and records.
+        resamples: permutations drawn where they are too many to count.
+
+    Raises:
+        UnlikeMeasurementsError: they are not alike, or not means over the same records.
+
+    Example:
+        >>> a, b = ({str(i): x + i for i in range(4)} for x in (0.0, 1.0))
+        >>> paired(*(Measurement.over("nll", v, unit="nats", protocol="l2r", seed=0) for v in (a, b))).difference
+        1.0
+    """
+    _check_alike("paired", before, after)
+    shared = set(before.per_record) & set(after.per_record)
+    if not before.per_record or not len(shared) == len(before.per_record) == len(after.per_record):
+        raise UnlikeMeasurementsError(
+            f"paired: expected {before.metric} of the same records twice, got {len(before.per_record)} and "
+            f"{len(after.per_record)} records of which {len(shared)} are shared."
+        )
+    first = np.array(list(before.per_record.values()))
+    second = np.array([after.per_record[name] for name in before.per_record])
+    interval = bootstrap_ci(second - first, seed=before.seed)
+    test: PairedTest = paired_permutation_test(second, first, resamples=resamples, seed=before.seed)
+    return Paired(
+        before.metric, before.value, after.value, test.difference, interval.low, interval.high, test.p_value,
+        test.exact, paired_effect_size(second, first), test.n,
+    )  # fmt: skip
+
+
+def _check_alike(function: str, a: Measurement, b: Measurement) -> None:
+    for name in ("metric", "unit", "protocol", "seed"):
+        if getattr(a, name) != getattr(b, name):
+            raise UnlikeMeasurementsError(
+                f"{function}: expected measurements of one metric under one protocol, but their {name} differs: "
+                f"{getattr(a, name)!r} and {getattr(b, name)!r}."
+            )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,313 @@
+"""A model under one condition, asked in batches, with every answer kept: what benchmarks are run on.
+
+Batches are planned from the whole list of questions before the first forward, and a batch is answered as a whole or not
+at all. So a run that is stopped and started again makes the same batches, and its numbers are the same to the last bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from safetensors import safe_open
+
+from .._version import __version__
+from ..backbones import Backbone
+from ..diffusion import Encoded, Estimator, SamplerConfig, generate, log_likelihood
+from ..progress import SILENT, Progress
+from .answers import AnswerFile
+from .tokens import States, TokenScores, token_scores
+
+if TYPE_CHECKING:
+    from ..memory import EditMemory
+
+BATCH = 32  # questions answered, and written down, together
+
+Pair = tuple[str, str]
+T = TypeVar("T")
+
+
+def _as_it_is(prompt: str) -> str:
+    return prompt
+
+
+def _nothing(backbone: Backbone) -> AbstractContextManager[Any]:
+    return nullcontext()
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What is done to a model while it is asked.
+
+    Attributes:
+        name: for tables: ``"no edit"``, ``"edited"``, ``"prompt memory"``.
+        identity: changes whenever anything of ``attach`` or ``rewrite`` does; answers are kept under it.
+        attach: returns a context manager inside which the model is changed.
+        rewrite: what becomes of a prompt before it is asked.
+    """
+
+    name: str
+    identity: str = ""
+    attach: Callable[[Backbone], AbstractContextManager[Any]] = _nothing
+    rewrite: Callable[[str], str] = _as_it_is
+
+    @classmethod
+    def of_memory(cls, memory: EditMemory, name: str = "edited") -> Condition:
+        """Return the condition of a memory being attached."""
+        return cls(name, memory_digest(memory), memory.attached)
+
+
+NO_EDIT = Condition("no edit")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Likelihood of one answer.
+
+    Attributes:
+        log_prob: summed over its tokens, nats.
+        standard_error: of that over mask draws, nats; 0 for a deterministic estimator.
+        tokens: its tokens.
+    """
+
+    log_prob: float
+    standard_error: float
+    tokens: int
+
+    @property
+    def nll(self) -> float:
+        """Mean negative log-likelihood a token, nats."""
+        return -self.log_prob / self.tokens
+
+
+class Respondent:
+    """Answers questions about texts: how likely, which tokens, what is decoded.
+
+    Args:
+        backbone: the model.
+        condition: what is done to it; nothing by default.
+        cache: folder in which answers are kept; None keeps them for this object's life only.
+        progress: shows how far it is.
+
+    Attributes:
+        condition: as given.
+        asked: forwards' worth of questions answered here rather than from the cache.
+
+    Example:
+        >>> import timerome as tr
+        >>> from timerome.evaluation import Respondent
+        >>> respondent = Respondent(tr.load("testbed"))
+        >>> scored = respondent.likelihoods([("The capital city of Nigeria is", "Abuja")], estimator="l2r")
+        >>> scored[0].nll < 0.1
+        True
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        condition: Condition = NO_EDIT,
+        *,
+        cache: str | Path | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.backbone, self.condition, self.progress = backbone, condition, progress or SILENT
+        self.asked = 0
+        self._kept: dict[str, list[Any]] = {}
+        self._file: AnswerFile | None = None
+        if cache is not None:
+            name = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:24]
+            self._file = AnswerFile(Path(cache) / f"{name}.jsonl")
+            self._kept = self._file.kept
+
+    def identity(self) -> dict[str, str]:
+        """Return all that its answers depend on beside the questions."""
+        return {
+            "model": self.backbone.fingerprint(),
+            "tokenizer": self.backbone.tokenizer_digest(),
+            "dtype": str(self.backbone.dtype),
+            "condition": self.condition.identity,
+            "timerome": __version__,
+            "torch": str(torch.__version__),
+        }
+
+    def likelihoods(
+        self,
+        pairs: Sequence[Pair],
+        *,
+        estimator: Estimator = "elbo_sum",
+        samples: int = 32,
+        seed: int = 0,
+        label: str = "likelihood",
+    ) -> list[Scored]:
+        """Return the likelihood of each (prompt, answer), in order.
+
+        Args:
+            pairs: prompt and answer; the answer is tokenized after one space.
+            estimator: see :func:`timerome.diffusion.log_likelihood`.
+            samples: mask draws an answer.
+            seed: of the draws. Answers of one length get the same draws under every condition.
+            label: what the progress display calls it.
+        """  # fmt: skip
+
+        def answer(batch: list[Pair]) -> list[list[float]]:
+            found = log_likelihood(
+                self.backbone, [self._encode(p, a) for p, a in batch], estimator=estimator, samples=samples, seed=seed
+            )
+            columns = (found.log_prob.tolist(), found.standard_error.tolist(), found.tokens.tolist())
+            return [list(row) for row in zip(*columns, strict=True)]
+
+        settings = {"kind": "likelihood", "estimator": estimator, "samples": samples, "seed": seed}
+        return [Scored(*row) for row in self._ask(list(pairs), settings, answer, label)]
+
+    def tokens(
+        self, pairs: Sequence[Pair], *, states: States = "l2r", moments: bool = False, label: str = "tokens"
+    ) -> list[TokenScores]:
+        """Return what the model says of each answer token, in states of one kind; see :class:`TokenScores`.
+
+        Args:
+            pairs: prompt and answer.
+            states: which positions are masked when a token is read.
+            moments: also take mean and variance of the log-probability under the predictive distribution.
+            label: what the progress display calls it.
+        """
+
+        def answer(batch: list[Pair]) -> list[dict[str, Any]]:
+            sequences = [self._encode(p, a) for p, a in batch]
+            return [asdict(s) for s in token_scores(self.backbone, sequences, states=states, moments=moments)]
+
+        settings = {"kind": "tokens", "states": states, "moments": moments}
+        return [TokenScores.from_dict(row) for row in self._ask(list(pairs), settings, answer, label)]
+
+    def texts(
+        self, prompts: Sequence[str], *, canvas: int, sampler: SamplerConfig | None = None, label: str = "text"
+    ) -> list[str]:
+        """Return what is decoded after each prompt, in order.
+
+        Args:
+            prompts: the questions.
+            canvas: answer positions.
+            sampler: how the canvas is unmasked.
+            label: what the progress display calls it.
+        """
+        config = sampler or SamplerConfig()
+
+        def answer(batch: list[str]) -> list[str]:
+            return generate(self.backbone, [self.condition.rewrite(p) for p in batch], canvas=canvas, config=config)
+
+        settings = {"kind": "text", "canvas": canvas, "sampler": asdict(config)}
+        return list(self._ask(list(prompts), settings, answer, label))
+
+    def custom(
+        self,
+        kind: str,
+        settings: dict[str, Any],
+        questions: Sequence[T],
+        answer: Callable[[list[T]], list[Any]],
+        *,
+        label: str,
+    ) -> list[Any]:
+        """Ask questions of another kind, with the same batching, cache and progress.
+
+        Args:
+            kind: its name; a kind of questions has one way of being answered.
+            settings: JSON-ready; all that answers depend on beside the question.
+            questions: JSON-ready.
+            answer: takes a batch of questions, returns JSON-ready answers, inside the condition.
+            label: what the progress display calls it.
+        """  # fmt: skip
+        return self._ask(list(questions), {"kind": kind, **settings}, answer, label)
+
+    def encode(self, prompt: str, answer: str) -> Encoded:
+        """Tokenize a prompt, as the condition rewrites it, and its answer, after one space.
+
+        Raises:
+            ValueError: prompt or answer is empty, or both together exceed the context.
+        """
+        return self._encode(prompt, answer)
+
+    def _encode(self, prompt: str, answer: str) -> Encoded:
+        text = self.condition.rewrite(prompt)
+        prompt_ids = self.backbone.encode(text)
+        answer_ids = self.backbone.encode(answer if text[-1:].isspace() else " " + answer)
+        if not prompt_ids or not answer.strip() or not answer_ids:
+            raise ValueError(f"Respondent: expected a prompt and an answer with tokens, got {text!r} and {answer!r}.")
+        length = len(prompt_ids) + len(answer_ids)
+        if length > self.backbone.max_length:
+            raise ValueError(
+                f"Respondent: {text[:60]!r}… and its answer need {length} tokens, but {self.backbone.name} has a "
+                f"context of {self.backbone.max_length}; leave that record out."
+            )
+        nowhere = torch.zeros(length, dtype=torch.bool)
+        return Encoded(torch.tensor(prompt_ids + answer_ids), torch.arange(length) >= len(prompt_ids), nowhere)
+
+    def fits(self, prompt: str, answer: str = "", canvas: int = 0) -> bool:
+        """Whether a prompt with its answer, or with a canvas, is within the model's context."""
+        tokens = len(self.backbone.encode(self.condition.rewrite(prompt)))
+        return (
+            tokens + max(canvas, len(self.backbone.encode(" " + answer)) if answer else 0) <= self.backbone.max_length
+        )
+
+    def _ask(
+        self, questions: list[T], settings: dict[str, Any], answer: Callable[[list[T]], list[Any]], label: str
+    ) -> list[Any]:
+        # Each question once; in order of length, so that batches inside a batch stay large.
+        names = [json.dumps(q, ensure_ascii=False) for q in questions]
+        distinct = dict(zip(names, questions, strict=True))
+        order = sorted(distinct, key=lambda name: (len(name), name))
+        batches = [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
+        how = json.dumps(settings, sort_keys=True)
+        found: dict[str, Any] = {}
+        with self._changed() as change, self.progress.task(f"{self.condition.name}: {label}", len(order)) as step:
+            for batch in batches:
+                key = hashlib.sha256("\n".join([how, *batch]).encode()).hexdigest()
+                if key not in self._kept:
+                    change()
+                    self._keep(key, answer([distinct[name] for name in batch]))
+                    self.asked += len(batch)
+                found.update(zip(batch, self._kept[key], strict=True))
+                step(len(batch))
+        return [found[name] for name in names]
+
+    @contextmanager
+    def _changed(self) -> Iterator[Callable[[], None]]:
+        """Yield a function that puts the model into the condition, once; it leaves it with the block."""
+        inside: list[AbstractContextManager[Any]] = []
+
+        def change() -> None:
+            if not inside:
+                context = self.condition.attach(self.backbone)
+                context.__enter__()
+                inside.append(context)
+
+        try:
+            yield change
+        finally:
+            for context in inside:
+                context.__exit__(None, None, None)
+
+    def _keep(self, key: str, answers: list[Any]) -> None:
+        # Through JSON in both cases, so that a fresh answer and a kept one are the same values.
+        answers = json.loads(json.dumps(answers, allow_nan=False))
+        if self._file is not None:
+            self._file.add(key, answers)
+        self._kept[key] = answers
+
+
+def memory_digest(memory: EditMemory) -> str:
+    """SHA-256 of all that an edit file of this memory would hold: facts, settings, gate and tensors."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "memory.safetensors"
+        memory.save(path)
+        with safe_open(path, framework="pt") as file:
+            # Not the file's bytes: the order of its header may differ from one writing to the next.
+            digest = hashlib.sha256(json.dumps(file.metadata(), sort_keys=True).encode())
+            for name in sorted(file.keys()):
+                digest.update(name.encode() + file.get_tensor(name).reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

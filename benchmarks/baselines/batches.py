@@ -85,8 +85,4 @@ def shuffled(sequences: Sequence[Encoded], size: int, seed: int) -> Iterator[lis
 
 def logits_of(backbone: tr.Backbone, ids: Tensor, attend: Tensor) -> Tensor:
     """Logits ``(B, L, V)``, aligned with what they predict; padding is not attended to."""
-    if bool(attend.all()):
-        return backbone.logits(ids)
-    if backbone.shift:
-        raise ValueError("logits_of: padded batches are made for unshifted models only; use sequences of one length.")
-    return backbone.model(input_ids=ids, attention_mask=attend).logits.float()
+    return backbone.logits(ids, attention_mask=attend)

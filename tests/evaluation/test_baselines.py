@@ -50,6 +50,18 @@ def test_prompt_memory_is_the_model_on_the_longer_sequence(backbone):
     assert torch.allclose(inside[:, 1:], longer[:, len(prefix) + 1 :], atol=1e-5)
 
 
+def test_prompt_memory_is_seen_by_padded_batches_and_from_everywhere():
+    backbone = tr.load("testbed")
+    memory = PromptMemory("Kenya has a new king.")
+    prefix = torch.tensor(backbone.encode(memory.text))
+    shown = backbone.logits(torch.cat([prefix.expand(2, -1), IDS[:, :4]], 1))[:, len(prefix) :]
+    real = torch.tensor([[True] * 4 + [False]] * 2)
+    for mask in (real, real[:, None].expand(2, 5, 5)):
+        with torch.no_grad(), memory.attached(backbone):
+            padded = backbone.logits(IDS, attention_mask=mask)
+        assert torch.allclose(padded[:, :4], shown, atol=1e-4)
+
+
 def test_prompt_memory_states_new_objects_and_names_each_subject_once():
     facts = tiny_facts(2)
     told = PromptMemory.stating([replace(fact, new_object="Lima") for fact in facts]).text

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones import Backbone
+from ..backbones.architectures import Call, Inputs
 from ..coordinates import Coordinate, Site
 from ..facts import Fact, FactError, FactSet
 from ..hooks import Hooks
@@ -96,14 +97,17 @@ class PromptMemory:
         before = backbone.architecture
         prefix = torch.tensor(backbone.encode(self.text))
 
-        def call(model: nn.Module, ids: Tensor) -> Tensor:
-            if (length := len(prefix) + ids.shape[1]) > backbone.max_length:
+        def call(model: nn.Module, inputs: Inputs) -> Tensor:
+            ids, mask, n = inputs.ids, inputs.mask, len(prefix)
+            if (length := n + ids.shape[1]) > backbone.max_length:
                 raise ValueError(
-                    f"PromptMemory: text ({len(prefix)} tokens) and sequence ({ids.shape[1]}) need {length} tokens, "
+                    f"PromptMemory: text ({n} tokens) and sequence ({ids.shape[1]}) need {length} tokens, "
                     f"but {backbone.name} has a context of {backbone.max_length}; shorten the text."
                 )
             told = torch.cat([prefix.to(ids.device).expand(len(ids), -1), ids], dim=1)
-            return _logits(before.call(model, told))[:, len(prefix) :]
+            if mask is not None:
+                mask = nn.functional.pad(mask, (n, 0) if mask.dim() == 2 else (n, 0, n, 0), value=True)
+            return _logits(before.call(model, Inputs(told, mask, inputs.timestep)))[:, n:]
 
         with _calling(backbone, call):
             yield
@@ -146,8 +150,8 @@ class LogitBias:
         """Add the bias to all logits of ``backbone``."""
         before = backbone.architecture
 
-        def call(model: nn.Module, ids: Tensor) -> Tensor:
-            logits = _logits(before.call(model, ids))
+        def call(model: nn.Module, inputs: Inputs) -> Tensor:
+            logits = _logits(before.call(model, inputs))
             return logits + self.bias.to(logits)
 
         with _calling(backbone, call):
@@ -259,7 +263,7 @@ def _logits(output: Any) -> Tensor:
 
 
 @contextmanager
-def _calling(backbone: Backbone, call: Any) -> Iterator[None]:
+def _calling(backbone: Backbone, call: Call) -> Iterator[None]:
     """Run ``backbone`` through another function for the forwards inside."""
     before = backbone.architecture
     backbone.architecture = replace(before, call=call)

@@ -50,16 +50,29 @@ def test_prompt_memory_is_the_model_on_the_longer_sequence(backbone):
     assert torch.allclose(inside[:, 1:], longer[:, len(prefix) + 1 :], atol=1e-5)
 
 
-def test_prompt_memory_is_seen_by_padded_batches_and_from_everywhere():
+def test_prompt_memory_is_seen_by_padded_batches():
     backbone = tr.load("testbed")
     memory = PromptMemory("Kenya has a new king.")
     prefix = torch.tensor(backbone.encode(memory.text))
     shown = backbone.logits(torch.cat([prefix.expand(2, -1), IDS[:, :4]], 1))[:, len(prefix) :]
-    real = torch.tensor([[True] * 4 + [False]] * 2)
-    for mask in (real, real[:, None].expand(2, 5, 5)):
-        with torch.no_grad(), memory.attached(backbone):
-            padded = backbone.logits(IDS, attention_mask=mask)
-        assert torch.allclose(padded[:, :4], shown, atol=1e-4)
+    with memory.attached(backbone):
+        padded = backbone.logits(IDS, attention_mask=torch.tensor([[1, 1, 1, 1, 0]] * 2))
+    assert torch.allclose(padded[:, :4], shown, atol=1e-4)
+
+
+def test_prompt_memory_is_seen_from_every_position_of_a_pattern():
+    backbone, masks = tiny_llada(), []
+
+    def call(model, inputs):
+        masks.append(inputs.mask)
+        return model(input_ids=inputs.ids)
+
+    backbone.architecture = replace(backbone.architecture, masks="any", call=call)
+    pattern = torch.ones(2, 5, 5, dtype=torch.bool).tril()
+    with PromptMemory("the king").attached(backbone):
+        backbone.logits(IDS, attention_mask=pattern)
+    assert torch.equal(masks[0][:, 0, 2:, 2:], pattern)
+    assert masks[0][:, 0, :, :2].all()
 
 
 def test_prompt_memory_states_new_objects_and_names_each_subject_once():

@@ -67,7 +67,7 @@ def test_prompt_memory_is_seen_from_every_position_of_a_pattern():
         masks.append(inputs.mask)
         return model(input_ids=inputs.ids)
 
-    backbone.architecture = replace(backbone.architecture, masks="any", call=call)
+    backbone.architecture, backbone.padding = replace(backbone.architecture, masks="any", call=call), True
     pattern = torch.ones(2, 5, 5, dtype=torch.bool).tril()
     with PromptMemory("the king").attached(backbone):
         backbone.logits(IDS, attention_mask=pattern)

@@ -26,6 +26,8 @@ def mend(model: nn.Module) -> tuple[str, ...]:
 
 
 def _mend_config(model: nn.Module) -> Iterator[str]:
+    if type(model).__module__.startswith("transformers."):
+        return  # its own classes do not read what its configs do not have
     config = getattr(model, "config", None)
     # Every layer of the model shares one config object, or holds one of its own that was made from it.
     inner = getattr(getattr(model, "model", None), "config", None)

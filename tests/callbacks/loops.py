@@ -67,11 +67,12 @@ def loader(backbone: tr.Backbone, n: int = 4, batch_size: int = 2) -> DataLoader
     return DataLoader(masked_rows(backbone, n), batch_size=batch_size)
 
 
-def shared_memory(backbone: tr.Backbone, facts: slice = slice(0, 1), **more: Any) -> tr.EditMemory:
+def shared_memory(backbone: tr.Backbone, facts: slice | list[tr.Fact] = slice(0, 1), **more: Any) -> tr.EditMemory:
     """A memory without gates, which edits every row."""
     bank = tr.BankConfig(canvases=(None,), reveal=(0.0,))
+    chosen = tiny_facts(8)[facts] if isinstance(facts, slice) else facts
     return tr.EditMemory.build(
-        backbone, tiny_facts(8)[facts], **{"coordinate": tr.Coordinate(1), "bank": bank, "sparsity": 0.0, **more}
+        backbone, chosen, **{"coordinate": tr.Coordinate(1), "bank": bank, "sparsity": 0.0, **more}
     )
 
 

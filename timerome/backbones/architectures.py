@@ -75,6 +75,7 @@ class Architecture:
         excludes_mask: whether the mask token is no part of the predicted distribution (SUBS): its logit is -inf.
         gates: factors between the modules' outputs and the residual stream.
         unembed: logits of residual-stream activations, where that is more than ``head(final_norm(h))``.
+        lens: whether the unembedding is linear after the final norm, which ``lens`` targets need.
         mask_token_id: the mask's id where neither config nor tokenizer names it.
         absent: paths below a block that must not exist; with them, contributions would be other than said here.
         refusal: why models of this class cannot be used; empty where they can.
@@ -100,6 +101,7 @@ class Architecture:
     excludes_mask: bool = False
     gates: Gates | None = None
     unembed: Callable[[nn.Module, Tensor], Tensor] | None = None
+    lens: bool = True
     mask_token_id: int | None = None
     absent: tuple[str, ...] = ()
     refusal: str = ""

@@ -200,6 +200,7 @@ MODERNBERT = Architecture(
     final_norm="model.final_norm",
     head="decoder",
     unembed=_modernbert_unembed,
+    lens=False,
     masks="padding",
 )
 DIFFUSION_GEMMA = Architecture(

@@ -101,8 +101,14 @@ def make_lens_targets(
     Exact at the last block; at earlier ones what the blocks between would do is left out.
 
     Raises:
-        ValueError: the coordinate reads other positions than the answer's, or not the residual stream.
+        ValueError: the coordinate reads other positions than the answer's, or not the residual stream; or the
+            backbone's unembedding is not linear after the final norm.
     """
+    if not backbone.architecture.lens:
+        raise ValueError(
+            f"lens targets need an unembedding that is linear after the final norm; that of {backbone.name} "
+            f"({backbone.architecture.name}) is not: use estimator 'donor' to replace, or 'null' to forget."
+        )
     if coordinate.role != "object" or coordinate.module != "block":
         raise ValueError(
             f"lens targets need a coordinate of module 'block' and role 'object', got {coordinate}; "

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 
 import timerome as tr
@@ -38,6 +39,12 @@ class Model:
     patterns: bool = True
     needs: str = ""
     options: dict[str, Any] = field(default_factory=dict)
+
+    def unavailable(self) -> str:
+        """Why it cannot be built here; empty where it can."""
+        if self.needs and not hasattr(transformers, self.needs):
+            return f"transformers {transformers.__version__} has no {self.needs}"
+        return ""
 
     def build(self, seed: int = 0) -> nn.Module:
         """The model with random weights, in eval mode."""
@@ -74,5 +81,5 @@ MODELS: dict[str, Model] = {
     "a2d Qwen2": Model(hf.a2d_qwen2, "a2d"),
     "a2d Llama": Model(hf.a2d_llama, "a2d"),
     "Open-dLLM": Model(hf.open_dllm, "open-dllm", False, False),
-    "ModernBERT": Model(hf.modernbert, "modernbert", patterns=False, needs="ModernBertConfig"),
+    "ModernBERT": Model(hf.modernbert, "modernbert", patterns=False, needs="ModernBertForMaskedLM"),
 }

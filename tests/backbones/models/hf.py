@@ -96,11 +96,10 @@ def open_dllm() -> nn.Module:
 def modernbert() -> nn.Module:
     """Local attention in two layers of three, a dense layer before the unembedding."""
     sizes = {k: v for k, v in SIZES.items() if k not in ("num_key_value_heads", "tie_word_embeddings")}
-    return transformers.ModernBertForMaskedLM(
-        transformers.ModernBertConfig(
-            **{**sizes, "bos_token_id": PAD, "cls_token_id": PAD, "sep_token_id": EOS}, local_attention=16
-        )
+    config = transformers.ModernBertConfig(
+        **{**sizes, "bos_token_id": PAD, "cls_token_id": PAD, "sep_token_id": EOS}, local_attention=16
     )
+    return transformers.ModernBertForMaskedLM(config)
 
 
 class DiffusionGemmaForBlockDiffusion(nn.Module):

@@ -53,6 +53,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, share: f
     q, k = rotate(q, past, share), rotate(k, past, share)
     repeat = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
+    if mask is not None and mask.dtype != torch.bool:
+        mask = mask.to(q.dtype)
     return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 

@@ -1,4 +1,4 @@
-"""LLaDA-MoE and LLaDA2.x: routed experts; the second returns nested tuples from sparse layers and tensors from dense."""
+"""LLaDA-MoE and LLaDA2.x: routed experts; the second's sparse layers return nested tuples."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Sparse(nn.Module):
 
     def route(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         scores = self.gate(x)
-        weights, chosen = scores.softmax(-1).topk(CHOSEN, -1)
+        weights, chosen = scores.float().softmax(-1).to(x.dtype).topk(CHOSEN, -1)
         flat, out = x.flatten(0, -2), torch.zeros_like(x.flatten(0, -2))
         picked, shares = chosen.flatten(0, -2), weights.flatten(0, -2)
         for i, expert in enumerate(self.experts):

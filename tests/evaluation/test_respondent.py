@@ -150,7 +150,21 @@ def test_what_is_too_long_is_refused_and_known_beforehand():
     with pytest.raises(ValueError, match="context of 128"):
         r.likelihoods([(long, "king king king")])
     with pytest.raises(ValueError, match="with tokens"):
-        r.likelihoods([("", "king")])
+        r.likelihoods([("king", " ")])
+
+
+def test_a_text_without_prompt_is_read_as_a_whole():
+    r = Respondent(tiny_llada())
+    assert [s.tokens for s in r.likelihoods([("", "the old king of peru")], samples=2)] == [5]
+    assert len(r.tokens([("", "the old king of peru")], states="folds")[0].hit) == 5
+
+
+def test_each_text_is_decoded_on_its_own_canvas(small_batches):
+    model = tiny_llada()
+    sizes = [1 + i % 3 for i in range(len(PROMPTS))]
+    wanted = [generate(model, [p], canvas=n, config=SamplerConfig(steps=min(2, n)))[0]
+              for p, n in zip(PROMPTS, sizes, strict=True)]  # fmt: skip
+    assert Respondent(model).texts(PROMPTS, canvas=sizes, sampler=STEPS) == wanted
 
 
 # Tokens ---------------------------------------------------------------------------------------------------------------
@@ -186,6 +200,14 @@ def test_tail_says_from_where_on_everything_comes_by_itself():
     assert token_scores(model, [encode(model, right)])[0].tail == [0, 0, 1]
     assert token_scores(model, [encode(model, right)])[0].hit == [1, 1, 1]
     assert token_scores(model, [encode(model, wrong_end)])[0].hit == [1, 0, 0]
+
+
+@pytest.mark.parametrize("length", [1, 3, 8, 30])
+def test_folds_hide_each_token_once(length):
+    hidden = hidden_in("folds", length)
+    assert len(hidden) == min(8, length)
+    assert (hidden.sum(0) == 1).all()
+    assert hidden.any(1).all()
 
 
 def test_only_what_is_hidden_is_read_and_batching_does_not_matter():

@@ -2,12 +2,15 @@
 
 from .measurement import Absent as Absent
 from .measurement import Measurement as Measurement
-from .measurement import Paired as Paired
 from .measurement import Result as Result
+from .measurement import Sheet as Sheet
 from .measurement import UnlikeMeasurementsError as UnlikeMeasurementsError
 from .measurement import average as average
 from .measurement import composite as composite
-from .measurement import paired as paired
+from .measurement import two_samples as two_samples
+from .paired import Paired as Paired
+from .paired import paired as paired
+from .paired import paired_all as paired_all
 from .protocol import Comparison as Comparison
 from .protocol import Evaluation as Evaluation
 from .protocol import Protocol as Protocol

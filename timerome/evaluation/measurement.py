@@ -8,13 +8,14 @@ and the records it comes from, so that a mean over unlike metrics, a difference 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
-from .statistics import PairedTest, bootstrap_ci, paired_effect_size, paired_permutation_test
+from .statistics import bootstrap_ci
 
 Better = Literal["higher", "lower", "closer to 0", "neither"]
 
@@ -108,8 +109,8 @@ class Measurement:
     def to_dict(self, *, records: bool = True) -> dict[str, Any]:
         """Return JSON-ready values, with None for what is NaN; ``records=False`` leaves the records' values out."""
         values: dict[str, Any] = {
-            "metric": self.metric, "value": self.value, "standard_error": _finite(self.standard_error),
-            "low": _finite(self.low), "high": _finite(self.high), "n": self.n, "unit": self.unit,
+            "metric": self.metric, "value": self.value, "standard_error": finite_or_none(self.standard_error),
+            "low": finite_or_none(self.low), "high": finite_or_none(self.high), "n": self.n, "unit": self.unit,
             "better": self.better, "protocol": self.protocol, "seed": self.seed,
         }  # fmt: skip
         if self.note:
@@ -174,7 +175,7 @@ def average(measurements: Sequence[Result]) -> Result:
         if isinstance(m, Absent) or isinstance(first, Absent):
             gone = m if isinstance(m, Absent) else first
             raise UnlikeMeasurementsError(f"average: {gone.metric} is absent ({gone.to_dict().get('absent')}).")
-        _check_alike("average", first, m)
+        check_alike("average", first, m)
         if not m.per_record:
             raise UnlikeMeasurementsError(f"average: {m.metric} is no mean over records, so it cannot be pooled.")
         if twice := sorted(set(pooled) & set(m.per_record)):
@@ -228,73 +229,111 @@ def composite(
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Paired:
-    """How one condition differs from another on the same records.
-
-    Attributes:
-        metric: of both.
-        before: the value without.
-        after: the value with.
-        difference: after - before, over the records both have.
-        low: lower end of its 95 % bootstrap interval over records; NaN for one record.
-        high: upper end.
-        p_value: of the paired permutation test, two-sided.
-        exact: whether all assignments were counted.
-        effect_size: Cohen's d_z, see :func:`timerome.evaluation.statistics.paired_effect_size`.
-        n: pairs.
-    """
-
-    metric: str
-    before: float
-    after: float
-    difference: float
-    low: float
-    high: float
-    p_value: float
-    exact: bool
-    effect_size: float
-    n: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values; infinite or undefined numbers are None."""
-        return {k: _finite(v) if isinstance(v, float) else v for k, v in vars(self).items()}
-
-
-def paired(before: Measurement, after: Measurement, *, resamples: int = 9999) -> Paired:
-    """Compare two conditions record by record: difference, interval, permutation test, effect size.
+class Sheet:
+    """The measurements of one benchmark as they are made, in order.
 
     Args:
-        before: one condition.
-        after: the other, of the same metric, protocol, seed and records.
-        resamples: permutations drawn where they are too many to count.
+        prefix: what metrics' names begin with.
+        seed: of everything drawn.
 
-    Raises:
-        UnlikeMeasurementsError: they are not alike, or not means over the same records.
-
-    Example:
-        >>> a, b = ({str(i): x + i for i in range(4)} for x in (0.0, 1.0))
-        >>> paired(*(Measurement.over("nll", v, unit="nats", protocol="l2r", seed=0) for v in (a, b))).difference
-        1.0
+    Attributes:
+        results: measurements and absent ones, by name.
     """
-    _check_alike("paired", before, after)
-    shared = set(before.per_record) & set(after.per_record)
-    if not before.per_record or not len(shared) == len(before.per_record) == len(after.per_record):
-        raise UnlikeMeasurementsError(
-            f"paired: expected {before.metric} of the same records twice, got {len(before.per_record)} and "
-            f"{len(after.per_record)} records of which {len(shared)} are shared."
-        )
-    first = np.array(list(before.per_record.values()))
-    second = np.array([after.per_record[name] for name in before.per_record])
-    interval = bootstrap_ci(second - first, seed=before.seed)
-    test: PairedTest = paired_permutation_test(second, first, resamples=resamples, seed=before.seed)
-    return Paired(
-        before.metric, before.value, after.value, test.difference, interval.low, interval.high, test.p_value,
-        test.exact, paired_effect_size(second, first), test.n,
+
+    def __init__(self, prefix: str, seed: int) -> None:
+        self.prefix, self.seed = prefix, seed
+        self.results: dict[str, Result] = {}
+
+    def add(
+        self,
+        name: str,
+        per_record: Mapping[str, float],
+        protocol: str,
+        *,
+        of: int | None = None,
+        better: Better = "higher",
+        unit: str = "share",
+        note: str = "",
+    ) -> Result:
+        """Add a mean over records; Absent where there is none.
+
+        Args:
+            name: of the metric, after the prefix.
+            per_record: values by record.
+            protocol: how they were taken.
+            of: how many records there were, so that those without a value are counted in the note.
+            better: which direction is wanted.
+            unit: what it counts.
+            note: why records may lack a value.
+        """  # fmt: skip
+        left = (of or 0) - len(per_record)
+        if left > 0:
+            note = f"{left} of {of} records left out: {note or 'they lack what it needs, or do not fit'}"
+        return self.put(Measurement.over(
+            f"{self.prefix}.{name}", per_record, unit=unit, protocol=protocol, seed=self.seed, better=better, note=note,
+        ))  # fmt: skip
+
+    def absent(self, name: str, reason: str) -> Result:
+        """Add what cannot be computed."""
+        return self.put(Absent(f"{self.prefix}.{name}", reason))
+
+    def put(self, result: Result) -> Result:
+        """Add a result made elsewhere."""
+        self.results[result.metric] = result
+        return result
+
+    def __getitem__(self, name: str) -> Result:
+        return self.results[f"{self.prefix}.{name}"]
+
+    def __iter__(self) -> Iterator[Result]:
+        return iter(self.results.values())
+
+
+def two_samples(
+    metric: str,
+    first: Mapping[str, float],
+    second: Mapping[str, float],
+    statistic: Callable[[Sequence[float], Sequence[float]], float],
+    *,
+    protocol: str,
+    seed: int,
+    unit: str = "share",
+    better: Better = "neither",
+    note: str = "",
+    resamples: int = 1000,
+) -> Result:
+    """A statistic of two sets of records, such as an AUC, with a bootstrap over both.
+
+    Args:
+        metric: what it is.
+        first: values of one set, by record.
+        second: of the other.
+        statistic: of both.
+        protocol: how it was taken.
+        seed: of everything drawn.
+        unit: what it counts.
+        better: which direction is wanted.
+        note: what a reader must know; the reason where one of the sets is empty.
+        resamples: bootstrap samples.
+    """  # fmt: skip
+    if not first or not second:
+        return Absent(metric, note or f"needs two sets of records, got {len(first)} and {len(second)}")
+    a, b = (np.array(list(values.values()), dtype=np.float64) for values in (first, second))
+    generator = np.random.default_rng(seed)
+
+    def again(values: npt.NDArray[np.float64]) -> list[float]:
+        return list(values[generator.integers(len(values), size=len(values))].tolist())
+
+    drawn = np.array([statistic(again(a), again(b)) for _ in range(resamples)])
+    low, high = np.quantile(drawn, (0.025, 0.975)).tolist()
+    return Measurement(
+        metric, statistic(a.tolist(), b.tolist()), unit, protocol, seed, len(a) + len(b), float(drawn.std(ddof=1)), low,
+        high, better, note=note,
     )  # fmt: skip
 
 
-def _check_alike(function: str, a: Measurement, b: Measurement) -> None:
+def check_alike(function: str, a: Measurement, b: Measurement) -> None:
+    """Refuse two measurements that differ in metric, unit, protocol or seed, in the name of ``function``."""
     for name in ("metric", "unit", "protocol", "seed"):
         if getattr(a, name) != getattr(b, name):
             raise UnlikeMeasurementsError(
@@ -303,5 +342,6 @@ def _check_alike(function: str, a: Measurement, b: Measurement) -> None:
             )
 
 
-def _finite(value: float) -> float | None:
+def finite_or_none(value: float) -> float | None:
+    """Return a number for JSON, which has neither NaN nor infinity."""
     return value if math.isfinite(value) else None

@@ -11,7 +11,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -186,23 +186,38 @@ class Respondent:
         return [TokenScores.from_dict(row) for row in self._ask(list(pairs), settings, answer, label)]
 
     def texts(
-        self, prompts: Sequence[str], *, canvas: int, sampler: SamplerConfig | None = None, label: str = "text"
+        self,
+        prompts: Sequence[str],
+        *,
+        canvas: int | Sequence[int],
+        sampler: SamplerConfig | None = None,
+        label: str = "text",
     ) -> list[str]:
         """Return what is decoded after each prompt, in order.
 
         Args:
             prompts: the questions.
-            canvas: answer positions.
-            sampler: how the canvas is unmasked.
+            canvas: answer positions; one number for all, or one a prompt.
+            sampler: how the canvas is unmasked; of its steps no more are made than there are positions.
             label: what the progress display calls it.
-        """
+        """  # fmt: skip
         config = sampler or SamplerConfig()
+        sizes = [canvas] * len(prompts) if isinstance(canvas, int) else list(canvas)
 
-        def answer(batch: list[str]) -> list[str]:
-            return generate(self.backbone, [self.condition.rewrite(p) for p in batch], canvas=canvas, config=config)
+        def answer(batch: list[tuple[int, str]]) -> list[str]:
+            found = [""] * len(batch)
+            for size in sorted({size for size, _ in batch}):
+                rows = [i for i, (own, _) in enumerate(batch) if own == size]
+                how = replace(config, steps=max(1, min(config.steps, size)))
+                texts = generate(
+                    self.backbone, [self.condition.rewrite(batch[i][1]) for i in rows], canvas=size, config=how
+                )
+                for i, text in zip(rows, texts, strict=True):
+                    found[i] = text
+            return found
 
-        settings = {"kind": "text", "canvas": canvas, "sampler": asdict(config)}
-        return list(self._ask(list(prompts), settings, answer, label))
+        settings = {"kind": "text", "sampler": asdict(config)}
+        return list(self._ask(list(zip(sizes, prompts, strict=True)), settings, answer, label))
 
     def custom(
         self,
@@ -225,19 +240,19 @@ class Respondent:
         return self._ask(list(questions), {"kind": kind, **settings}, answer, label)
 
     def encode(self, prompt: str, answer: str) -> Encoded:
-        """Tokenize a prompt, as the condition rewrites it, and its answer, after one space.
+        """Tokenize a prompt, as the condition rewrites it, and its answer, after one space; without prompt, a text.
 
         Raises:
-            ValueError: prompt or answer is empty, or both together exceed the context.
+            ValueError: the answer is empty, or both together exceed the context.
         """
         return self._encode(prompt, answer)
 
     def _encode(self, prompt: str, answer: str) -> Encoded:
         text = self.condition.rewrite(prompt)
-        prompt_ids = self.backbone.encode(text)
-        answer_ids = self.backbone.encode(answer if text[-1:].isspace() else " " + answer)
-        if not prompt_ids or not answer.strip() or not answer_ids:
-            raise ValueError(f"Respondent: expected a prompt and an answer with tokens, got {text!r} and {answer!r}.")
+        prompt_ids = self.backbone.encode(text) if text else []
+        answer_ids = self.backbone.encode(answer if not text or text[-1].isspace() else " " + answer)
+        if not answer.strip() or not answer_ids:
+            raise ValueError(f"Respondent: expected an answer with tokens, got {answer!r} to {text!r}.")
         length = len(prompt_ids) + len(answer_ids)
         if length > self.backbone.max_length:
             raise ValueError(
@@ -255,12 +270,15 @@ class Respondent:
         )
 
     def _ask(
-        self, questions: list[T], settings: dict[str, Any], answer: Callable[[list[T]], list[Any]], label: str
+        self, questions: list[Any], settings: dict[str, Any], answer: Callable[[list[Any]], list[Any]], label: str
     ) -> list[Any]:
+        def size_of(question: Any) -> int:  # the canvas of what is decoded
+            return question[0] if isinstance(question, (list, tuple)) and isinstance(question[0], int) else 0
+
         # Each question once; in order of length, so that batches inside a batch stay large.
         names = [json.dumps(q, ensure_ascii=False) for q in questions]
         distinct = dict(zip(names, questions, strict=True))
-        order = sorted(distinct, key=lambda name: (len(name), name))
+        order = sorted(distinct, key=lambda name: (size_of(distinct[name]), len(name), name))
         batches = [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
         how = json.dumps(settings, sort_keys=True)
         found: dict[str, Any] = {}

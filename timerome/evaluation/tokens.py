@@ -12,8 +12,9 @@ from torch import Tensor
 from ..backbones import Backbone
 from ..diffusion import Encoded, by_length
 
-States = Literal["l2r", "onestep", "pll"]
+States = Literal["l2r", "onestep", "pll", "folds"]
 STATES_A_BATCH = 64
+FOLDS = 8
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class TokenScores:
     Attributes:
         log_prob: of each answer token, nats.
         hit: 1 where it is the model's first choice, else 0.
+        choice: the model's first choice, a token id.
         tail: only for ``l2r``: 1 at k where every token from k on is the first choice with all of them hidden.
         mean: of the log-probability under the predictive distribution at each token, nats; empty unless asked for.
         std: its standard deviation, nats.
@@ -30,6 +32,7 @@ class TokenScores:
 
     log_prob: list[float]
     hit: list[int]
+    choice: list[int]
     tail: list[int]
     mean: list[float]
     std: list[float]
@@ -46,6 +49,7 @@ class Reading:
 
     log_prob: Tensor
     hit: Tensor
+    choice: Tensor
     mean: Tensor
     std: Tensor
 
@@ -56,6 +60,7 @@ def hidden_in(states: States, length: int) -> Tensor:
     - ``l2r``: state k hides k and all after it; token k is read there.
     - ``onestep``: one state, all hidden.
     - ``pll``: state k hides k alone. It sees the rest of a name, so that it is optimistic.
+    - ``folds``: :data:`FOLDS` states that hide a random eighth each, so that a long text is read in eight forwards.
 
     Raises:
         ValueError: an unknown kind.
@@ -68,6 +73,9 @@ def hidden_in(states: States, length: int) -> Tensor:
         raise ValueError(f"hidden_in: expected states in {get_args(States)}, got {states!r}.")
     if states == "onestep":
         return torch.ones(1, length, dtype=torch.bool)
+    if states == "folds":
+        order = torch.randperm(length, generator=torch.Generator().manual_seed(length))
+        return torch.arange(min(FOLDS, length))[:, None] == order % FOLDS
     return torch.ones(length, length, dtype=torch.bool).triu() if states == "l2r" else torch.eye(length).bool()
 
 
@@ -95,7 +103,7 @@ def read_states(
     Raises:
         FloatingPointError: the model's logits are not finite.
     """  # fmt: skip
-    found = [Reading(*(torch.zeros(h.shape, dtype=torch.float64) for _ in range(4))) for h in hidden]
+    found = [Reading(*(torch.zeros(h.shape, dtype=torch.float64) for _ in range(5))) for h in hidden]
     states = [(i, k) for i, h in enumerate(hidden) for k in range(len(h))]
     for batch in by_length([len(sequences[i].ids) for i, _ in states], batch_size):
         rows = [states[j] for j in batch]
@@ -113,21 +121,20 @@ def read_states(
             raise FloatingPointError(
                 "read_states: the model's logits are not finite; check the weights, the dtype and any memory attached."
             )
-        columns = [own]
+        moment: list[Tensor] = []
         if moments:
             p, finite = log_p.exp(), log_p.masked_fill(log_p.isinf(), 0.0)
             mean = (p * finite).sum(1)
-            columns += [mean, (p * (finite - mean[:, None]).square()).sum(1).sqrt()]
+            moment = [mean, (p * (finite - mean[:, None]).square()).sum(1).sqrt()]
         log_p[:, backbone.mask_id] = -torch.inf  # a mask is never a prediction, as in the sampler
-        columns.insert(1, (log_p.argmax(1) == wanted).to(own))
-        values = torch.stack(columns, 1).double().cpu()
+        choice = log_p.argmax(1)
+        values = torch.stack([x.double() for x in (own, choice == wanted, choice, *moment)], 1).cpu()
         start = 0
         for i, k in rows:
             where = hidden[i][k]
             part = values[start : start + int(where.sum())]
             start += len(part)
-            for target, column in zip((found[i].log_prob, found[i].hit, found[i].mean, found[i].std), part.T,
-                                      strict=False):  # fmt: skip
+            for target, column in zip(vars(found[i]).values(), part.T, strict=False):
                 target[k, where] = column
     return found
 
@@ -158,11 +165,18 @@ def token_scores(
     hidden = [hidden_in(states, int(s.canvas.sum())) for s in sequences]
     results = []
     for reading, where in zip(read_states(backbone, sequences, hidden, moments=moments), hidden, strict=True):
-        # Each token is read once: in the one state there is, or in its own.
-        columns = [x[0] if states == "onestep" else x.diagonal() for x in vars(reading).values()]
-        log_prob, hit, mean, std = (column.tolist() for column in columns)
+        # Each token is read once: in the state of its own, or in the only one that hides it. What is not read is 0.
+        columns = [x.diagonal() if states == "l2r" else x.sum(0) for x in vars(reading).values()]
+        log_prob, hit, choice, mean, std = (column.tolist() for column in columns)
         tail = (reading.hit.bool() | ~where).all(1).int().tolist() if states == "l2r" else []
         results.append(
-            TokenScores(log_prob, [int(h) for h in hit], tail, mean if moments else [], std if moments else [])
+            TokenScores(
+                log_prob,
+                [int(h) for h in hit],
+                [int(c) for c in choice],
+                tail,
+                mean if moments else [],
+                std if moments else [],
+            )
         )
     return results

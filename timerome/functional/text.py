@@ -31,13 +31,13 @@ def _check_n(function: str, n: int) -> None:
 
 
 @cache
-def _scorer() -> Any:
+def _scorer(stem: bool) -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rougeL"], use_stemmer=True)
+    return RougeScorer(["rougeL"], use_stemmer=stem)
 
 
-def rouge_l(reference: str, text: str, *, kind: Literal["recall", "f1"] = "recall") -> float:
+def rouge_l(reference: str, text: str, *, kind: Literal["recall", "f1"] = "recall", stem: bool = True) -> float:
     """Longest common subsequence of the words of a text and of its reference, by Porter stems.
 
     Recall is its length over the reference's; f1 is the harmonic mean of that and of its length over the text's. So a
@@ -47,6 +47,7 @@ def rouge_l(reference: str, text: str, *, kind: Literal["recall", "f1"] = "recal
         reference: the answer that was wanted.
         text: what came.
         kind: ``"recall"``, which TOFU reports, or ``"f1"``.
+        stem: compare stems, as TOFU does; False compares words, as RWKU does.
 
     Returns:
         A share in [0, 1]. rouge-score keeps ASCII letters and digits only: other letters split words, in both texts
@@ -73,7 +74,7 @@ def rouge_l(reference: str, text: str, *, kind: Literal["recall", "f1"] = "recal
         raise ValueError(f"rouge_l: expected kind 'recall' or 'f1', got {kind!r}.")
     if not reference.strip():
         raise ValueError("rouge_l: expected a reference with words in it, got an empty one; leave that record out.")
-    score = _scorer().score(reference, text)["rougeL"]
+    score = _scorer(stem).score(reference, text)["rougeL"]
     return float(score.recall if kind == "recall" else score.fmeasure)
 
 

@@ -16,7 +16,7 @@ from ..._files import write_text
 from ...backbones import Backbone
 from ...diffusion import Estimator, SamplerConfig
 from ...functional.text import distinct_n, repetition, rouge_l
-from ..measurement import Absent, Better, Measurement, Result, composite
+from ..measurement import Absent, Better, Measurement, Result, Sheet, composite
 from ..metrics import tofu as metric
 from ..records import DataError, evenly, find_file, optional, read_records, text, texts
 from ..respondent import Pair, Respondent, Scored
@@ -256,23 +256,21 @@ def measure_tofu(
     """
     if unknown := sorted(set(groups) - set(GROUPS)):
         raise ValueError(f"measure_tofu: expected groups among {', '.join(GROUPS)}, got {unknown}.")
-    found: dict[str, Result] = {}
+    sheet = Sheet(protocol.form, protocol.seed)
     for group in GROUPS:
-        records = evenly(groups.get(group, ()), limit)
-        for result in _measure_group(respondent, group, records, protocol):
-            found[result.metric] = result
+        _measure_group(sheet, respondent, group, evenly(groups.get(group, ()), limit), protocol)
     if protocol.form == "tofu":
-        found["tofu.model_utility"] = composite(
-            "tofu.model_utility", {term: found[f"tofu.{term}"] for term in metric.UTILITY_TERMS}, metric.harmonic_mean,
+        sheet.put(composite(
+            "tofu.model_utility", {term: sheet[term] for term in metric.UTILITY_TERMS}, metric.harmonic_mean,
             definition="harmonic mean of probability, ROUGE-L recall and truth ratio on retain, real authors and facts",
-        )  # fmt: skip
-        found["tofu.forget_quality"] = forget_quality(found["tofu.forget.log_truth_ratio"], reference)
-    return list(found.values())
+        ))  # fmt: skip
+        sheet.put(forget_quality(sheet["forget.log_truth_ratio"], reference))
+    return list(sheet)
 
 
 def _measure_group(
-    respondent: Respondent, group: str, records: Sequence[TofuRecord], protocol: TofuProtocol
-) -> list[Result]:
+    sheet: Sheet, respondent: Respondent, group: str, records: Sequence[TofuRecord], protocol: TofuProtocol
+) -> None:
     answers = [(r.question, r.answer) for r in records]
     answers += [pair for r in records for pair in _asked(r, protocol, group)]
     nll = _likelihoods(respondent, answers, protocol, f"{group}, likelihood")
@@ -280,43 +278,35 @@ def _measure_group(
     decoded = respondent.texts(
         [r.question for r in fits], canvas=protocol.canvas, sampler=protocol.sampler, label=f"{group}, text"
     )
-    out: list[Result] = []
-    away = "" if records else "no record of this group was given"
     wanted: Better = "lower" if group == "forget" else "higher"
-    reference_group = group in ("real_authors", "world_facts")
+    tofu, options = protocol.form == "tofu", group in ("real_authors", "world_facts")
 
     def add(name: str, values: Mapping[str, float], better: Better, how: str, unit: str = "share") -> None:
-        left = len(records) - len(values)
-        note = away or (f"{left} of {len(records)} records lack what it needs" if left else "")
-        out.append(Measurement.over(
-            f"{protocol.form}.{group}.{name}", values, unit=unit, protocol=how, seed=protocol.seed, better=better,
-            note=note,
-        ))  # fmt: skip
+        away = "" if records else "no record of this group was given"
+        sheet.add(f"{group}.{name}", values, how, of=len(records), better=better, unit=unit, note=away)
 
     own = {r.id: nll[r.question, r.answer] for r in records if (r.question, r.answer) in nll}
     probability = {k: metric.probability(s.nll) for k, s in own.items()}
-    normalised = {
-        r.id: metric.normalised_probability(own[r.id].nll, [nll[r.question, a].nll for a in r.perturbed])
-        for r in records if r.id in own and r.perturbed and all((r.question, a) in nll for a in r.perturbed)
-    }  # fmt: skip
-    tofu = protocol.form == "tofu"
-    add("probability", normalised if tofu and reference_group else probability, wanted, protocol.likelihood)
+    if tofu and options:
+        probability = {
+            r.id: metric.normalised_probability(own[r.id].nll, [nll[r.question, a].nll for a in r.perturbed])
+            for r in records if r.id in own and r.perturbed and all((r.question, a) in nll for a in r.perturbed)
+        }  # fmt: skip
+    add("probability", probability, wanted, protocol.likelihood)
     add("log_prob", {k: s.log_prob for k, s in own.items()}, wanted, protocol.likelihood, "nats")
     pairs = list(zip(fits, decoded, strict=True))
     add("rouge_recall", {r.id: rouge_l(r.answer, t) for r, t in pairs}, wanted, protocol.decoding)
     add("rouge_f1", {r.id: rouge_l(r.answer, t, kind="f1") for r, t in pairs}, wanted, protocol.decoding)
     add("repetition", {r.id: repetition(t) for r, t in pairs}, "lower", protocol.decoding)
     add("distinct_2", {r.id: distinct_n(t, 2) for r, t in pairs}, "higher", protocol.decoding)
-    ratios = _log_ratios(records, nll, protocol, group)
-    out.append(ratios)
+    ratios = sheet.put(_log_ratios(records, nll, protocol, group))
     logs = {} if isinstance(ratios, Absent) else dict(ratios.per_record)
     if not tofu:
         add("truth_ratio", {k: metric.truth_ratio(v) for k, v in logs.items()}, "neither", protocol.likelihood, "ratio")
-        return out
+        return
     score = metric.forget_truth_score if group == "forget" else metric.truth_score
     add("truth_score", {k: score(v) for k, v in logs.items()}, "higher", protocol.likelihood)
     add("prob_mean", {k: metric.prob_mean(v) for k, v in logs.items()}, wanted, protocol.likelihood)
-    return out
 
 
 def _asked(record: TofuRecord, protocol: TofuProtocol, group: str) -> list[Pair]:

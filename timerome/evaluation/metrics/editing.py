@@ -1,0 +1,170 @@
+"""Metrics of knowledge edits: CounterFact, zsRE, KnowEdit, lifelong editing.
+
+Notation: ℓ is the mean negative log-likelihood a token, nats; o* the new object, o the true one.
+
+Source: Meng et al., Locating and Editing Factual Associations in GPT, 2022 (ES, PS, NS, magnitudes); Yao et al.,
+Editing Large Language Models: Problems, Methods, and Opportunities, 2023 (reliability, generality, locality,
+portability).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from .tofu import harmonic_mean
+
+
+def success(wanted: float, other: float) -> float:
+    """1 where the wanted object is strictly the more probable one a token: 1[ℓ(other) > ℓ(wanted)].
+
+    For efficacy and paraphrases the wanted object is o*, for neighbours o. A tie is no success in either direction.
+
+    Example:
+        >>> success(1.0, 2.0), success(1.0, 1.0)
+        (1.0, 0.0)
+    """
+    return float(other > wanted)
+
+
+def magnitude(wanted: float, other: float) -> float:
+    """exp(-ℓ(wanted)) - exp(-ℓ(other)): by how much the wanted object is the more probable one.
+
+    Example:
+        >>> magnitude(0.0, math.inf)
+        1.0
+    """
+    return math.exp(-wanted) - math.exp(-other)
+
+
+def counterfact_score(es: float, ps: float, ns: float) -> float:
+    """S: the harmonic mean of the data set's means of ES, PS and NS.
+
+    Example:
+        >>> counterfact_score(1.0, 1.0, 0.5)
+        0.75
+    """
+    return harmonic_mean([es, ps, ns])
+
+
+def token_accuracy(hits: Sequence[int]) -> float:
+    """Share of target tokens that are the model's first choice under teacher forcing.
+
+    Raises:
+        ValueError: there is no token.
+
+    Example:
+        >>> token_accuracy([1, 0, 1, 1])
+        0.75
+    """
+    _some("token_accuracy", hits)
+    return sum(hits) / len(hits)
+
+
+def all_tokens(hits: Sequence[int]) -> float:
+    """1 where every target token is the model's first choice under teacher forcing.
+
+    Example:
+        >>> all_tokens([1, 0, 1, 1])
+        0.0
+    """
+    _some("all_tokens", hits)
+    return float(all(hits))
+
+
+def agreement(before: Sequence[int], after: Sequence[int]) -> float:
+    """Locality: share of positions where the first choice after the edit is the one **before** it, right or wrong.
+
+    Args:
+        before: the unedited model's first choices, token ids.
+        after: the edited model's, at the same positions.
+
+    Raises:
+        ValueError: the lengths differ, or there is no position.
+
+    Example:
+        >>> agreement([5, 6, 7, 8], [5, 6, 7, 9])
+        0.75
+    """
+    _some("agreement", before)
+    if len(before) != len(after):
+        raise ValueError(f"agreement: expected as many positions before as after, got {len(before)} and {len(after)}.")
+    return sum(a == b for a, b in zip(before, after, strict=True)) / len(before)
+
+
+def mean_of_groups(groups: Mapping[str, Sequence[float]]) -> float:
+    """Portability and locality of one record: the mean over its groups of each group's mean; empty groups do not count.
+
+    Raises:
+        ValueError: no group has a value.
+
+    Example:
+        >>> mean_of_groups({"aliases": [1.0, 0.0], "reasoning": [1.0]})
+        0.75
+    """
+    means = [sum(values) / len(values) for values in groups.values() if values]
+    _some("mean_of_groups", means)
+    return sum(means) / len(means)
+
+
+def says(text: str, answer: str) -> float:
+    """1 where a text is an answer, white space, letter case and a final full stop aside.
+
+    Example:
+        >>> says("The  Hague.", "the Hague"), says("The Hague", "Hague")
+        (1.0, 0.0)
+    """
+    return float(_plain(text) == _plain(answer))
+
+
+def mentions(text: str, answer: str) -> float:
+    """1 where an answer stands in a text, as whole words, white space and letter case aside.
+
+    Example:
+        >>> mentions("It lies in the Hague, I think.", "The Hague"), mentions("A maled version", "male")
+        (1.0, 0.0)
+    """
+    padded = "".join(c if c.isalnum() else " " for c in text.casefold())
+    wanted = "".join(c if c.isalnum() else " " for c in answer.casefold())
+    return float(f" {' '.join(wanted.split())} " in f" {' '.join(padded.split())} ")
+
+
+def previous_edit_retention(success: Sequence[Sequence[float]]) -> list[float]:
+    """How well earlier edits hold while later ones are made.
+
+    Args:
+        success: row t (from 0) holds the success of edits 0..t after edit t was made; longer rows are cut.
+
+    Returns:
+        For every t from 1: mean success of edits 0..t-1 after edit t.
+
+    Raises:
+        ValueError: row t has fewer than t + 1 values.
+
+    Example:
+        >>> previous_edit_retention([[1.0], [1.0, 1.0], [0.0, 1.0, 1.0]])
+        [1.0, 0.5]
+    """
+    for t, row in enumerate(success):
+        if len(row) <= t:
+            raise ValueError(f"previous_edit_retention: expected {t + 1} values in row {t}, got {len(row)}.")
+    return [sum(row[:t]) / t for t, row in enumerate(success) if t]
+
+
+def same_text(before: str, after: str) -> float:
+    """Base agreement of one prompt: 1 where the decoded text is the unedited model's to the letter.
+
+    Example:
+        >>> same_text("Paris", "Paris"), same_text("Paris", "paris")
+        (1.0, 0.0)
+    """
+    return float(before == after)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).removesuffix(".").rstrip().casefold()
+
+
+def _some(function: str, values: Sequence[float]) -> None:
+    if not len(values):
+        raise ValueError(f"{function}: expected at least one value, got none; leave that record out.")

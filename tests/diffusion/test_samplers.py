@@ -88,7 +88,8 @@ def test_the_most_confident_predictions_are_kept(backbone: tr.Backbone) -> None:
         event = loop.advance()
         logits = event.logits.clone()
         logits[..., MASK] = -torch.inf
-        best = logits.softmax(-1).amax(-1).masked_fill(event.ids != MASK, -1).argmax(1)
+        sure = event.logits.softmax(-1).gather(-1, logits.argmax(-1, keepdim=True))[..., 0]
+        best = sure.masked_fill(event.ids != MASK, -1).argmax(1)
         changed = loop.ids != event.ids
         assert torch.equal(changed.int().argmax(1), best)
         assert torch.equal(loop.ids[changed], logits.argmax(-1)[changed])
@@ -210,9 +211,31 @@ def test_wrong_arguments(backbone: tr.Backbone) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"steps": 0}, {"block_length": 0}, {"temperature": -0.1}, {"remasking": "high_confidence"}]
+    "wrong",
+    [
+        {"steps": 0},
+        {"block_length": 0},
+        {"temperature": -0.1},
+        {"remasking": "high_confidence"},
+        {"top_k": 0},
+        {"transfer": "odd"},
+        {"eos": "always"},
+        {"eps": -0.1},
+        {"top_p": 1.5},
+        {"threshold": 2.0},
+        {"cfg_scale": -1.0},
+    ],
 )
 def test_wrong_config(wrong: dict[str, object]) -> None:
     [name] = wrong
     with pytest.raises(ValueError, match=f"SamplerConfig: expected {name}"):
         SamplerConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_options_that_do_not_go_together() -> None:
+    with pytest.raises(ValueError, match="needs a block_length"):
+        SamplerConfig(grow=True)
+    with pytest.raises(ValueError, match="editing goes with transfer='threshold', got 'even'"):
+        SamplerConfig(editing_threshold=0.9)
+    with pytest.raises(ValueError, match="expected alg in .*'origin'.*got 'p2'"):
+        SamplerConfig.dream("p2")  # type: ignore[arg-type]

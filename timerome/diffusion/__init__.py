@@ -1,11 +1,11 @@
 """States, samplers and likelihoods of masked diffusion models."""
 
+from .config import SamplerConfig as SamplerConfig
 from .likelihood import Estimator as Estimator
 from .likelihood import Likelihood as Likelihood
 from .likelihood import log_likelihood as log_likelihood
 from .likelihood import mask_draws as mask_draws
 from .samplers import DenoisingLoop as DenoisingLoop
-from .samplers import SamplerConfig as SamplerConfig
 from .samplers import StepEvent as StepEvent
 from .samplers import generate as generate
 from .states import Encoded as Encoded

@@ -1,50 +1,17 @@
-"""The denoising loop: LLaDA's low-confidence and random unmasking."""
+"""The denoising loop of every published sampler, and generation with it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ..backbones import Backbone
+from .choice import confidences, gumbel, highest, keep_likely, times
+from .config import SamplerConfig
 from .states import by_length
-
-Remasking = Literal["low_confidence", "random"]
-
-
-@dataclass(frozen=True)
-class SamplerConfig:
-    """How a canvas is unmasked (LLaDA, Nie et al. 2025, arXiv 2502.09992, and its published ``generate``).
-
-    Attributes:
-        steps: denoising steps over the whole canvas, shared out evenly over its blocks.
-        block_length: canvas positions that are unmasked before the next block begins; None is the whole canvas.
-        temperature: of Gumbel noise added to the logits; 0 is greedy.
-        remasking: which predictions are kept at a step: the most confident, or random ones.
-        seed: of the noise and of random remasking.
-
-    Raises:
-        ValueError: a field is outside its range.
-    """
-
-    steps: int = 16
-    block_length: int | None = None
-    temperature: float = 0.0
-    remasking: Remasking = "low_confidence"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"SamplerConfig: expected steps >= 1, got {self.steps}.")
-        if self.block_length is not None and self.block_length < 1:
-            raise ValueError(f"SamplerConfig: expected block_length >= 1 or None, got {self.block_length}.")
-        if self.temperature < 0:
-            raise ValueError(f"SamplerConfig: expected temperature >= 0, got {self.temperature}.")
-        if self.remasking not in get_args(Remasking):
-            raise ValueError(f"SamplerConfig: expected remasking in {get_args(Remasking)}, got {self.remasking!r}.")
 
 
 @dataclass(frozen=True)
@@ -53,7 +20,7 @@ class StepEvent:
 
     Attributes:
         step: index of the denoising step, from 0.
-        ids: the state the model saw, ``(B, L)``.
+        ids: the state the model saw, ``(B, L)``; where sequences grow, L does.
         canvas: the generated positions, ``(B, L)``.
         logits: float32, aligned with the positions they predict, ``(B, L, V)``.
     """
@@ -67,6 +34,25 @@ class StepEvent:
 Listener = Callable[[StepEvent], None]
 
 
+@dataclass(frozen=True)
+class _Step:
+    """One step of the plan.
+
+    Attributes:
+        block: whose masks may be unmasked.
+        left: steps left in the block, this one included.
+        rate: share, or chance, of the masks to unmask.
+        share: the least number to unmask, of ``threshold`` transfer.
+        greedy: take the most probable tokens, whatever the temperature.
+    """
+
+    block: int
+    left: int
+    rate: float = 1.0
+    share: int = 1
+    greedy: bool = False
+
+
 class DenoisingLoop:
     """The state of one batch's generation, advanced a step at a time.
 
@@ -77,7 +63,8 @@ class DenoisingLoop:
         config: how the canvas is unmasked.
 
     Raises:
-        ValueError: shapes disagree, or rows have canvases of different sizes.
+        ValueError: shapes disagree, rows have canvases of different sizes, or the backbone has no end-of-text token
+            and the config speaks of it.
 
     Example:
         >>> import timerome as tr
@@ -104,24 +91,31 @@ class DenoisingLoop:
             raise ValueError(
                 f"DenoisingLoop: expected canvases of one size, got {sizes.tolist()}; batch by canvas size."
             )
+        if backbone.eos_id is None and (config.eos != "free" or config.stop_at_eos):
+            raise ValueError(f"DenoisingLoop: {backbone.name} has no end-of-text token to avoid or to stop at.")
         self.backbone, self.config = backbone, config
         self.ids = ids.to(backbone.device).clone()
         self.canvas = canvas.to(backbone.device).clone()
         self.step = 0
         self._generator = torch.Generator().manual_seed(config.seed)
+        self._kept: tuple[Tensor, Tensor] | None = None
         size = int(sizes[0]) if len(sizes) else 0
         block = min(config.block_length or size, size) or 1
-        # Position of each canvas token within its row's canvas decides its block.
+        # Position of each canvas token within its row's canvas decides its block; where the sequence grows, its
+        # position in the row.
         order = self.canvas.cumsum(1) - 1
+        if config.grow:
+            assert config.block_length is not None
+            block = config.block_length
+            order = torch.arange(ids.shape[1], device=order.device).expand_as(order)
+        self._block_length = block
         self._block_of = torch.where(self.canvas, order // block, -1)
-        blocks = -(-size // block)
-        per_block = [config.steps // blocks + (i < config.steps % blocks) for i in range(blocks)] if blocks else []
-        # A block needs at least one step, also where fewer steps than blocks were asked for.
-        self._plan = [(b, n - i) for b, n in enumerate(max(1, n) for n in per_block) for i in range(n)]
+        blocks = [b for b in self._block_of.unique().tolist() if b >= 0]
+        self._plan = [step for i in range(len(blocks)) for step in _plan_block(config, blocks, i, block)]
 
     @property
     def steps(self) -> int:
-        """Number of forwards the loop makes in all."""
+        """Number of forwards the loop makes in all; at most, where blocks may end early."""
         return len(self._plan)
 
     @property
@@ -129,9 +123,29 @@ class DenoisingLoop:
         """Whether every step has been made."""
         return self.step >= len(self._plan)
 
+    @property
+    def visible(self) -> int:
+        """How many positions of each row the model sees at this step, from the first."""
+        if not self.config.grow or self.done:
+            return self.ids.shape[1]
+        return min(self.ids.shape[1], (self._plan[self.step].block + 1) * self._block_length)
+
     def predict(self) -> Tensor:
-        """Run the model on the present state; return logits ``(B, L, V)``."""
-        return self.backbone.logits(self.ids, self.canvas)
+        """Run the model on the present state; return logits ``(B, L, V)``, L being :attr:`visible`."""
+        ids, canvas = self.ids[:, : self.visible], self.canvas[:, : self.visible]
+        if self.config.reuse and self._kept is not None and torch.equal(self._kept[0], ids):
+            return self._kept[1]
+        if self.config.cfg_scale > 0:
+            # Nothing is asked in the second half: it has no canvas, so that no row gate opens for it.
+            unasked = torch.where(canvas, ids, self.backbone.mask_id)
+            both = self.backbone.logits(torch.cat([ids, unasked]), torch.cat([canvas, torch.zeros_like(canvas)]))
+            asked, free = both.chunk(2)
+            logits = free + (self.config.cfg_scale + 1) * (asked - free)
+        else:
+            logits = self.backbone.logits(ids, canvas)
+        if self.config.reuse:
+            self._kept = (ids, logits)
+        return logits
 
     def commit(self, logits: Tensor) -> Tensor:
         """Unmask this step's share of positions from ``logits`` and move on; return the new ids ``(B, L)``.
@@ -139,46 +153,128 @@ class DenoisingLoop:
         Raises:
             FloatingPointError: logits are NaN or infinite.
         """
-        block, steps_left = self._plan[self.step]
-        masked = (self.ids == self.backbone.mask_id) & (self._block_of == block)
-        tokens, confidence = self._choose(logits)
-        confidence = confidence.masked_fill(~masked, -torch.inf)
-        counts = torch.ceil(masked.sum(1) / steps_left).long()
-        order = confidence.argsort(dim=1, descending=True, stable=True)
-        rank = torch.empty_like(order).scatter_(
-            1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
-        )
-        self.ids = torch.where(masked & (rank < counts[:, None]), tokens, self.ids)
+        step, end = self._plan[self.step], logits.shape[1]
+        ids = self.ids[:, :end]
+        block = self._block_of[:, :end] == step.block
+        masked = block & (ids == self.backbone.mask_id)
+        editable = block & ~masked if self.config.editing_threshold is not None else torch.zeros_like(block)
+        tokens, confidence = self._choose(logits, masked | editable, step.greedy)
+        chosen = self._select(step, masked, confidence)
+        if self.config.editing_threshold is not None:
+            chosen |= editable & (confidence > self.config.editing_threshold) & (tokens != ids)
+        had_masks, changed = bool(masked.any()), bool(chosen.any())
+        self.ids = torch.cat([torch.where(chosen, tokens, ids), self.ids[:, end:]], 1)
         self.step += 1
+        self._close(step.block, had_masks, changed)
         return self.ids
 
     def advance(self, listener: Listener | None = None) -> StepEvent:
         """Predict and commit one step; return (and tell ``listener``) what the model saw and said."""
-        event = StepEvent(self.step, self.ids, self.canvas, self.predict())
+        seen = self.visible
+        event = StepEvent(self.step, self.ids[:, :seen], self.canvas[:, :seen], self.predict())
         if listener is not None:
             listener(event)
         self.commit(event.logits)
         return event
 
-    def _choose(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        logits = logits.clone()
-        logits[..., self.backbone.mask_id] = -torch.inf  # a mask is never a prediction
-        if self.config.temperature > 0:
-            # Float64, as the published sampler: in float32 Gumbel noise loses its tail.
-            noise = torch.rand(logits.shape, generator=self._generator, dtype=torch.float64).to(logits.device)
-            tokens = (logits.double() - self.config.temperature * torch.log(-torch.log(noise))).argmax(-1)
-        else:
-            tokens = logits.argmax(-1)
-        # argmax chooses NaN before all else, so looking at what was chosen is enough.
-        bad = (~torch.isfinite(logits.gather(-1, tokens[..., None]))).flatten(1).any(1)
+    def _uniform(self, row: int, what: str, *shape: int) -> Tensor:
+        """Uniform random numbers for the ``tokens``, or for the ``order``, of one row at this step; float64, CPU."""
+        return torch.rand(shape, generator=self._generator, dtype=torch.float64)
+
+    def _choose(self, logits: Tensor, where: Tensor, greedy: bool) -> tuple[Tensor, Tensor]:
+        """Predict a token at each of the positions ``where``, and say how sure it is; both ``(B, L)``."""
+        config, eos_id = self.config, self.backbone.eos_id
+        found = logits[where]
+        if config.eos == "never":
+            found[:, eos_id] = -torch.inf
+        allowed = found.clone()
+        allowed[:, self.backbone.mask_id] = -torch.inf  # a mask is never a prediction
+        bad = ~torch.isfinite(allowed.amax(-1))
         if bad.any():
             raise FloatingPointError(
-                f"DenoisingLoop: logits are not finite in rows {bad.nonzero().flatten().tolist()[:8]} of the batch; "
-                "check the weights, the dtype and any memory attached."
+                f"DenoisingLoop: logits are not finite in rows {where.nonzero()[bad, 0].unique().tolist()[:8]} of the "
+                "batch; check the weights, the dtype and any memory attached."
             )
-        if self.config.remasking == "random":
-            return tokens, torch.rand(tokens.shape, generator=self._generator).to(logits.device)
-        return tokens, logits.softmax(-1).gather(-1, tokens[..., None])[..., 0]
+        heat = 0.0 if greedy else config.temperature
+        token = self._sample(allowed / heat, where) if heat > 0 else allowed.argmax(-1)
+        tokens = torch.zeros(where.shape, dtype=torch.int64, device=logits.device)
+        tokens[where] = token
+        if config.transfer == "independent":
+            return tokens, tokens
+        if config.remasking == "random":
+            return tokens, self._order(where)
+        if config.eos == "last":
+            found[:, [eos_id, *config.end_ids]] = -torch.inf
+        if config.sampled_confidence:
+            found = keep_likely(found / heat if heat > 0 else found, config.top_p, config.top_k)
+        confidence = torch.full(where.shape, -torch.inf, device=logits.device)
+        confidence[where] = confidences(found, token, config.remasking)
+        return tokens, confidence
+
+    def _sample(self, scores: Tensor, where: Tensor) -> Tensor:
+        """Sample a token ``(n,)`` from logits ``(n, V)`` of the n positions ``where`` ``(B, L)``."""
+        scores = keep_likely(scores, self.config.top_p, self.config.top_k).double()
+        found, shape = [], (where.shape[1], scores.shape[-1])
+        for row, mine in enumerate(scores.split(where.sum(1).tolist())):  # a row at a time: its noise is large
+            noise = gumbel(self._uniform(row, "tokens", *shape).to(scores.device)[where[row]])
+            found.append((mine + noise).argmax(-1))
+        return torch.cat(found)
+
+    def _order(self, where: Tensor) -> Tensor:
+        """Uniform random numbers for every position, ``(B, L)`` float64."""
+        rows = [self._uniform(row, "order", where.shape[1]) for row in range(len(where))]
+        return torch.stack(rows).to(where.device)
+
+    def _select(self, step: _Step, masked: Tensor, confidence: Tensor) -> Tensor:
+        """Which masked positions to unmask now, boolean ``(B, L)``."""
+        config, left = self.config, masked.sum(1)
+        if config.transfer == "independent":
+            return masked if step.rate >= 1 else masked & (self._order(masked) < step.rate)
+        confidence = confidence.masked_fill(~masked, -torch.inf)
+        if config.transfer == "threshold":
+            sure = confidence > config.threshold
+            least = masked & highest(confidence, left.clamp(max=step.share))
+            return torch.where(sure.sum(1, keepdim=True) >= step.share, sure, least)
+        counts = torch.ceil(left / step.left) if config.transfer == "even" else (left * step.rate).floor()
+        if config.alg_temp:
+            # The highest of scores with Gumbel noise are a sample without replacement from their softmax.
+            confidence = confidence / config.alg_temp + gumbel(self._order(masked))
+        return masked & highest(confidence, counts)
+
+    def _close(self, block: int, had_masks: bool, changed: bool) -> None:
+        """After a step: leave a block that needs no more steps, and stop where every row has come to its end."""
+        rest = self._plan[self.step :]
+        if self.config.transfer == "threshold" and rest and rest[0].block == block:
+            masks = bool(((self.ids == self.backbone.mask_id) & (self._block_of == block)).any())
+            if not masks:
+                here = sum(step.block == block for step in rest)
+                keep = min(here, self.config.max_post_steps) if self.config.editing_threshold is not None else 0
+                del self._plan[self.step + (keep if had_masks else here if changed else 0) : self.step + here]
+        ended = self.done or self._plan[self.step].block != block
+        if self.config.stop_at_eos and ended and ((self.ids == self.backbone.eos_id) & self.canvas).any(1).all():
+            del self._plan[self.step :]
+            empty = self.canvas & (self.ids == self.backbone.mask_id)
+            self.ids = self.ids.masked_fill(empty, self.backbone.eos_id or 0)
+
+
+def _plan_block(config: SamplerConfig, blocks: list[int], i: int, length: int) -> list[_Step]:
+    """The steps of the ``i``-th of the ``blocks``, each of ``length`` positions."""
+    block = blocks[i]
+    if config.transfer == "threshold":
+        n = min(config.steps, length)
+        shares = [length // n + (k < length % n) for k in range(n)]
+        if config.num_to_transfer is not None:
+            shares = [config.num_to_transfer] * -(-length // config.num_to_transfer)
+        if config.editing_threshold is not None:
+            shares += [1] * config.max_post_steps
+        return [_Step(block, len(shares) - k, share=share) for k, share in enumerate(shares)]
+    # A block needs at least one step, also where fewer steps than blocks were asked for.
+    n = max(1, config.steps // len(blocks) + (i < config.steps % len(blocks)))
+    rates = times(n, config.eps)
+    if not config.noise_removal:
+        rates[-1] = 1.0
+    plan = [_Step(block, n - k, rate) for k, rate in enumerate(rates)]
+    return plan + [_Step(block, 1, greedy=True)] * config.noise_removal
 
 
 @torch.inference_mode()
@@ -209,6 +305,7 @@ def generate(
     """
     if canvas < 1:
         raise ValueError(f"generate: expected a canvas of at least one token, got {canvas}.")
+    config = config or SamplerConfig()
     encoded = [backbone.encode(prompt) for prompt in prompts]
     for prompt, tokens in zip(prompts, encoded, strict=True):
         if not tokens:
@@ -216,11 +313,13 @@ def generate(
     texts = [""] * len(prompts)
     for batch in by_length([len(tokens) for tokens in encoded], batch_size):
         prompt_ids = torch.tensor([encoded[i] for i in batch], device=backbone.device)
-        ids = torch.nn.functional.pad(prompt_ids, (0, canvas), value=backbone.mask_id)
+        # A growing sequence ends with a whole block; what is beyond the canvas is left out of the text.
+        spare = -(prompt_ids.shape[1] + canvas) % config.block_length if config.grow and config.block_length else 0
+        ids = torch.nn.functional.pad(prompt_ids, (0, canvas + spare), value=backbone.mask_id)
         where = torch.arange(ids.shape[1], device=ids.device) >= prompt_ids.shape[1]
-        loop = DenoisingLoop(backbone, ids, where, config or SamplerConfig())
+        loop = DenoisingLoop(backbone, ids, where, config)
         while not loop.done:
             loop.advance(listener)
-        for i, row in zip(batch, loop.ids[:, prompt_ids.shape[1] :], strict=True):
+        for i, row in zip(batch, loop.ids[:, prompt_ids.shape[1] :][:, :canvas], strict=True):
             texts[i] = backbone.decode(row).strip()
     return texts

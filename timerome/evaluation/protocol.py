@@ -62,7 +62,7 @@ class Protocol:
             return "no text decoded"
         s = self.sampler
         heat = "greedy" if s.temperature == 0 else f"temperature {s.temperature}, seed {s.seed}"
-        return f"{s.remasking}, {s.steps} steps, canvas of {self.canvas} tokens, {heat}"
+        return f"{s.describe()}, canvas of {self.canvas} tokens, {heat}"
 
 
 @dataclass(frozen=True)

@@ -109,14 +109,9 @@ class CommonNoiseLoop(DenoisingLoop):
     was restored in them.
     """
 
-    def _choose(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        if self.config.temperature == 0 and self.config.remasking == "low_confidence":
-            return super()._choose(logits)
-        rows = []
-        for row in logits:
-            self._generator.manual_seed(self.config.seed * 1_000_003 + self.step)
-            rows.append(super()._choose(row[None]))
-        return torch.cat([tokens for tokens, _ in rows]), torch.cat([confidence for _, confidence in rows])
+    def _uniform(self, row: int, what: str, *shape: int) -> Tensor:
+        self._generator.manual_seed((self.config.seed * 1_000_003 + self.step) * 2 + (what == "order"))
+        return super()._uniform(row, what, *shape)
 
 
 class FactRuns:

@@ -12,13 +12,22 @@ RESTORES = {
 }
 
 
+class Loop(DenoisingLoop):
+    """Predicts in the model's own precision; ``Backbone.logits`` gives float32."""
+
+    def predict(self):
+        logits = self.backbone.forward(self.ids)
+        shift = self.backbone.shift
+        return torch.cat([logits[:, :shift], logits[:, :-shift]], dim=1) if shift else logits
+
+
 @torch.no_grad()
 def denoise(backbone, sequence, ids, sampler, noise=None, site=None, restore=None, record=()):
     """Run one sequence to the end; return states, log-probabilities of the truth, and recorded outputs, by step.
 
     ``restore(step, ids)`` gives (positions, values) or None.
     """
-    loop = DenoisingLoop(backbone, ids[None], sequence.canvas, sampler)
+    loop = Loop(backbone, ids[None], sequence.canvas, sampler)
     states, log_prob, outputs = [], [], []
     while not loop.done and bool((sequence.canvas & (loop.ids[0] == backbone.mask_id)).any()):
         found, handles = {}, []

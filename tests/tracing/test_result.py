@@ -8,25 +8,27 @@ from safetensors.numpy import save_file
 import timerome as tr
 from tests.tiny import planted, tiny_facts, tiny_llada
 from timerome.tracing import TraceError, TraceFileError, TraceResult
-from timerome.tracing.result import _ARRAYS
 
 
 def made_up(tie, window="single", roles=("object",), random=0.0, **more):
     """A result with the given effects (F, N, s, R)."""
     tie = np.asarray(tie, dtype=float)
     f, n, s, r = tie.shape
+    with_control = np.concatenate([tie, np.full((f, 1, s, r), random)], axis=1)
     fields = {
         "facts": tuple(f"fact-{i}" for i in range(f)),
         "groups": tuple("ab"[i % 2] for i in range(f)),
         "sites": tuple(tr.Site(i) for i in range(n)),
         "steps": tuple(range(s)),
         "roles": roles,
-        "tie": tie,
-        "ie": tie / 2,
-        "random_tie": np.full((f, s, r), random),
-        "random_ie": np.full((f, s, r), random),
-        "clean": np.zeros((f, s)),
-        "corrupted": np.full((f, s), -2.0),
+        "measured": {
+            "log_prob": {
+                "tie": with_control[:, None],
+                "ie": with_control[:, None] / 2,
+                "clean": np.zeros((f, s)),
+                "corrupted": np.full((f, s), -2.0),
+            }
+        },
         "recalled": np.ones(f, dtype=bool),
         "permuted": np.full((f, 2), np.nan),
         "settings": {"window": window, "corruption": "noise"},
@@ -143,9 +145,14 @@ def test_saved_and_loaded_is_the_same(trace, tmp_path):
     again = TraceResult.load(trace.save(tmp_path / "new folder" / "trace.safetensors"))
     for name in TraceResult.__dataclass_fields__:
         one, other = getattr(trace, name), getattr(again, name)
-        if name in _ARRAYS:
+        if name in ("recalled", "permuted"):
             np.testing.assert_array_equal(one, other)
             assert one.dtype == other.dtype
+        elif name == "measured":
+            assert {score: sorted(found) for score, found in one.items()} == {s: sorted(f) for s, f in other.items()}
+            for score, found in one.items():
+                for what, array in found.items():
+                    np.testing.assert_array_equal(array, other[score][what])
         else:
             assert one == other, name
     assert again.best() == trace.best() and again.fingerprint == planted().fingerprint()
@@ -162,7 +169,7 @@ def test_a_trace_without_facts_is_saved_too(tmp_path):
 def test_a_failed_save_leaves_the_old_file(trace, tmp_path, monkeypatch):
     path = trace.save(tmp_path / "t.safetensors")
     before = path.read_bytes()
-    monkeypatch.setattr("timerome.tracing.result.save_file", lambda *a, **k: (_ for _ in ()).throw(OSError("full")))
+    monkeypatch.setattr("timerome.tracing.files.save_file", lambda *a, **k: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError, match="full"):
         trace.save(path)
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
@@ -184,9 +191,9 @@ def test_foreign_files_are_named(tmp_path):
     with pytest.raises(TraceFileError, match="not of a trace"):
         TraceResult.load(tmp_path / "weights.safetensors")
     save_file({"x": np.zeros(2)}, tmp_path / "newer.safetensors", metadata={"timerome_trace": '{"format": 99}'})
-    with pytest.raises(TraceFileError, match="upgrade"):
+    with pytest.raises(TraceFileError, match="format 99"):
         TraceResult.load(tmp_path / "newer.safetensors")
-    save_file({"x": np.zeros(2)}, tmp_path / "partial.safetensors", metadata={"timerome_trace": '{"format": 1}'})
+    save_file({"x": np.zeros(2)}, tmp_path / "partial.safetensors", metadata={"timerome_trace": '{"format": 2}'})
     with pytest.raises(TraceFileError, match="no complete"):
         TraceResult.load(tmp_path / "partial.safetensors")
     with pytest.raises(FileNotFoundError, match="no file"):

@@ -14,10 +14,10 @@ from timerome.facts import Fact
 from timerome.hooks import Hooks
 from timerome.tracing import CheckpointError
 from timerome.tracing.corrupted_inputs import corrupted_inputs
+from timerome.tracing.one_fact import OneFact
 from timerome.tracing.runs import FactRuns, Restoration
 
 LAYOUTS = pytest.mark.parametrize("make", [tiny_llada, tiny_dream])
-ARRAYS = ("tie", "ie", "random_tie", "random_ie", "clean", "corrupted", "recalled", "permuted")
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,16 @@ def hooks_on(backbone):
 
 
 def same(a, b):
-    return a.facts == b.facts and all(np.array_equal(getattr(a, n), getattr(b, n), equal_nan=True) for n in ARRAYS)
+    """Whether two traces hold the same numbers, bit for bit."""
+
+    def arrays(t):
+        found = {f"{score}/{name}": x for score, measured in t.measured.items() for name, x in measured.items()}
+        return {**found, "recalled": t.recalled, "permuted": t.permuted}
+
+    one, other = arrays(a), arrays(b)
+    return (a.facts, a.not_traceable, sorted(one)) == (b.facts, b.not_traceable, sorted(other)) and all(
+        np.array_equal(one[n], other[n], equal_nan=one[n].dtype.kind == "f") for n in one
+    )
 
 
 # Runs ----------------------------------------------------------------------------------------------------------------
@@ -53,7 +62,7 @@ def test_restoring_the_last_block_everywhere_is_the_clean_run(make, corruption):
     runs, given = runs_of(backbone, corruption)
     last = tr.Site(backbone.n_layers - 1)
     clean = runs.clean([last])
-    everywhere = Restoration(last, "object", 0, positions=torch.ones(len(runs.sequence.ids), dtype=torch.bool))
+    everywhere = Restoration((last,), "object", 0, positions=torch.ones(len(runs.sequence.ids), dtype=torch.bool))
     restored = runs.corrupted(clean, given, [(0, everywhere), (0, None)])
     np.testing.assert_array_equal(restored.masked[:1], clean.scores.masked)
     np.testing.assert_allclose(restored.log_prob[:1], clean.scores.log_prob, atol=1e-6)
@@ -65,7 +74,7 @@ def test_restoring_the_last_block_everywhere_is_the_clean_run(make, corruption):
 def test_restoring_nothing_is_the_corrupted_run(make):
     runs, given = runs_of(make())
     clean = runs.clean([tr.Site(1)])
-    nowhere = Restoration(tr.Site(1), "object", 0, positions=torch.zeros(len(runs.sequence.ids), dtype=torch.bool))
+    nowhere = Restoration((tr.Site(1),), "object", 0, positions=torch.zeros(len(runs.sequence.ids), dtype=torch.bool))
     scores = runs.corrupted(clean, given, [(1, nowhere), (1, None)])
     np.testing.assert_allclose(scores.log_prob[0], scores.log_prob[1], atol=1e-6)
     np.testing.assert_array_equal(scores.masked[0], scores.masked[1])
@@ -86,8 +95,10 @@ def test_restoring_the_object_in_the_last_block_recovers_everything(make):
 @pytest.mark.parametrize("window", ["single", "from", "until"])
 @pytest.mark.parametrize("corruption", ["noise", "subject"])
 def test_batches_agree_with_one_run_at_a_time(make, window, corruption):
+    """In double precision, so that no two tokens are tied by rounding."""
     backbone = make()
     facts = decoded_facts(backbone)
+    backbone.model.double()
     sampler = SamplerConfig(steps=3)
     tracer = tr.CausalTracer(
         backbone,
@@ -112,7 +123,7 @@ def test_batches_agree_with_one_run_at_a_time(make, window, corruption):
                     )
                     for (effect, total), found in ((tie, trace.tie), (ie, trace.ie)):
                         wanted = effect / total if total >= 0.02 else np.nan
-                        assert found[row, n, k, r] == pytest.approx(wanted, abs=1e-5, nan_ok=True)
+                        assert found[row, n, k, r] == pytest.approx(wanted, abs=1e-9, nan_ok=True)
                         compared += bool(np.isfinite(wanted))
     assert compared >= 12
 
@@ -192,17 +203,18 @@ def test_random_sites_do_less_than_the_planted_one():
 @torch.inference_mode()
 def test_a_random_site_restores_as_many_positions_elsewhere(make):
     backbone = make()
-    runs, _ = runs_of(backbone, n=3)
+    runs, given = runs_of(backbone, n=3)
     clean = runs.clean()
     tracer = tr.CausalTracer(backbone, roles=["subject_last", "object"])
     for step in range(3):
-        for role in tracer.roles:
-            drawn = [tracer._random_site(runs, clean, draw, step, role) for draw in range(20)]
+        for role in tracer._settings.roles:
+            one = OneFact(tracer._settings, runs, given, (0, 1, 2))
+            drawn = [one.random_site(runs, clean, draw, step, role) for draw in range(20)]
             own = runs.places(clean.states[0], role) | runs.sequence.subject
             count = int(runs.places(clean.states[step], role).sum())
             assert not any((restoration.positions & own).any() for restoration in drawn)
             assert {int(restoration.positions.sum()) for restoration in drawn} == {count}
-            assert len({restoration.site for restoration in drawn}) > 3
+            assert len({restoration.sites for restoration in drawn}) > 3
 
 
 def test_activations_of_permuted_steps_do_less():
@@ -221,8 +233,8 @@ def test_activations_of_permuted_steps_do_less():
 def test_teacher_forced_commits_have_no_later_effect():
     backbone = tiny_llada()
     trace = tr.CausalTracer(backbone, commits="teacher", draws=2).trace(decoded_facts(backbone))
-    assert np.isnan(trace.tie).all() and trace.has("ie") and not trace.has("tie")
-    assert trace.summary()["effect"] == "ie"
+    assert trace.has("forced_ie") and not trace.has("tie") and not trace.has("ie")
+    assert trace.summary()["effect"] == "forced_ie" and np.isfinite(trace.permuted).any()
     with pytest.raises(tr.tracing.TraceError, match="teacher"):
         trace.best()
 
@@ -246,8 +258,9 @@ def test_runs_differ_by_what_is_restored_and_not_by_sampling_noise(options):
         backbone, sites=sites, roles=["object"], sampler=sampler, draws=2, min_total_effect=1e-6, batch_size=3
     )
     trace = tracer.trace(decoded_facts(backbone, 8))
-    assert len(trace.facts) >= 2
-    np.testing.assert_allclose(trace.tie[:, 0, 0, 0], 1.0, atol=1e-3)
+    effect = trace.tie[:, 0, 0, 0]
+    assert np.isfinite(effect).sum() >= 2  # elsewhere the noise did no harm at the later steps
+    np.testing.assert_allclose(effect[np.isfinite(effect)], 1.0, atol=1e-3)
 
 
 def test_the_last_step_has_no_later_one():
@@ -363,7 +376,7 @@ def test_a_finished_checkpoint_costs_no_tracing(tmp_path, monkeypatch):
     backbone = tiny_llada()
     facts = decoded_facts(backbone)
     first = tr.CausalTracer(backbone, draws=1).trace(facts, checkpoint=tmp_path / "t.jsonl")
-    monkeypatch.setattr(tr.CausalTracer, "_trace_fact", lambda *a: pytest.fail("traced again"))
+    monkeypatch.setattr(OneFact, "record", lambda *a: pytest.fail("traced again"))
     assert same(first, tr.CausalTracer(backbone, draws=1).trace(facts, checkpoint=tmp_path / "t.jsonl"))
 
 

@@ -46,7 +46,8 @@ class TestbedModel(LlamaForCausalLM):
             raise ValueError("TestbedModel: give input_ids or inputs_embeds; got neither.")
         batch, length = source.shape[:2]
         # A 4-D additive mask is taken as it is by every supported transformers version.
-        bias = torch.zeros(batch, 1, length, length, dtype=self.dtype, device=source.device)
+        rows = 1 if attention_mask is None else batch  # one for all, so that rows may join a running forward
+        bias = torch.zeros(rows, 1, length, length, dtype=self.dtype, device=source.device)
         if attention_mask is not None:
             if attention_mask.shape != (batch, length):
                 raise ValueError(

@@ -7,6 +7,7 @@ NaN means undefined (there is no later step, or nothing to restore) and is left 
 from __future__ import annotations
 
 import warnings
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from .bootstrap import bootstrap_ci
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+Score = Literal["log_prob", "prob", "rank"]
+SCORES: tuple[Score, ...] = get_args(Score)
 
 
 def nanmean(values: Floats, axis: int | tuple[int, ...] | None = None) -> Floats:
@@ -57,6 +60,35 @@ def last_masked(log_prob: Floats, masked: Bools) -> Floats:
     for step in range(1, carried.shape[-2]):
         carried[..., step, :] = np.where(masked[..., step, :], log_prob[..., step, :], carried[..., step - 1, :])
     return carried
+
+
+def object_score(log_prob: Floats, log_rank: Floats, score: Score, where: Bools | None = None) -> Floats:
+    """Score of an object from its tokens; larger is better.
+
+    Args:
+        log_prob: of each true token, nats, ``(*, n)``.
+        log_rank: logarithm of each one's rank in the vocabulary, 0 for the first, ``(*, n)``.
+        score: ``log_prob``: mean over tokens, nats a token. ``prob``: its exponential, the geometric mean of the
+            tokens' probabilities; with one token, its probability. ``rank``: minus the mean logarithm of the rank, so
+            that 0 is first and halving the rank is worth the same anywhere; exp(-rank) is the geometric mean rank.
+        where: tokens that count, broadcast against the others; None is all. Where none does the score is NaN.
+
+    Returns:
+        ``(*)``.
+
+    Raises:
+        ValueError: an unknown score.
+
+    Example:
+        >>> log_prob, log_rank = np.log([[0.5, 0.125]]), np.log([[1.0, 4.0]])
+        >>> object_score(log_prob, log_rank, "prob"), object_score(log_prob, log_rank, "rank")
+        (array([0.25]), array([-0.69314718]))
+    """
+    if score not in SCORES:
+        raise ValueError(f"object_score: expected score in {SCORES}, got {score!r}.")
+    values = -np.asarray(log_rank) if score == "rank" else np.asarray(log_prob)
+    mean = values.mean(-1) if where is None else masked_mean(values, where)
+    return np.asarray(np.exp(mean) if score == "prob" else mean, dtype=np.float64)
 
 
 def later_mean(scores: Floats, step: int) -> Floats:
@@ -119,9 +151,18 @@ def normalised_effect(restored: Floats, clean: Floats, corrupted: Floats, minimu
     """
     if not minimum > 0:
         raise ValueError(f"normalised_effect: expected minimum > 0, got {minimum}.")
-    total = np.asarray(clean - corrupted, dtype=np.float64)
-    usable = np.where(total >= minimum, total, np.nan)
-    return indirect_effect(restored, corrupted) / usable
+    return share_of(indirect_effect(restored, corrupted), clean - corrupted, minimum)
+
+
+def share_of(indirect: Floats, total: Floats, minimum: float) -> Floats:
+    """Indirect effects divided by total ones; NaN where those are below ``minimum`` or NaN. Shapes broadcast.
+
+    Example:
+        >>> share_of(np.array([0.5, 1.0]), np.array(2.0), minimum=0.1)
+        array([0.25, 0.5 ])
+    """
+    total = np.asarray(total, dtype=np.float64)
+    return np.asarray(indirect / np.where(total >= minimum, total, np.nan), dtype=np.float64)
 
 
 def static_effect(effects: Floats) -> Floats:

@@ -4,11 +4,12 @@ A masked diffusion model carries nothing from step to step but tokens. So two ru
 same corruption and restoring the same, have the same next step, and one forward serves both. All runs of a fact advance
 together, each step's different situations are put in batches, one a row, and whatever runs have in common (every one of
 them before it first restores; all that end up with the corrupted, or with the clean run's tokens) is computed once.
+Within a step, what restored runs of one state share is computed once too (see :mod:`timerome.tracing.forwards`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -20,9 +21,11 @@ from torch import Tensor
 from ..backbones import Backbone
 from ..coordinates import Role, Site
 from ..diffusion import DenoisingLoop, Encoded, SamplerConfig, role_positions
-from ..functional.effects import Bools, Floats
-from ..hooks import Hooks, OutputHook, capture
+from ..functional.effects import Bools, Floats, last_masked
+from ..hooks import capture
+from .activations import ActivationStore
 from .corrupted_inputs import CorruptedInput
+from .forwards import Patch, Row, batches, can_join, canvas_logits, run_batch
 
 Window = Literal["single", "from", "until"]
 Commits = Literal["free", "teacher"]
@@ -39,7 +42,7 @@ class Restoration:
     """What a restored run takes from the clean one.
 
     Attributes:
-        site: whose output is replaced.
+        sites: whose outputs are replaced: one, or a window of layers.
         role: at which positions.
         step: of the coordinate; the window says at which steps around it the run restores.
         positions: these ``(L,)`` instead of the role's; for the random-site control.
@@ -47,7 +50,7 @@ class Restoration:
             step-permuted control.
     """
 
-    site: Site
+    sites: tuple[Site, ...]
     role: Role
     step: int
     positions: Tensor | None = None
@@ -56,7 +59,7 @@ class Restoration:
     @property
     def kind(self) -> tuple[object, ...]:
         """What decides the next step of a run that restores now; its own step no longer does."""
-        return self.site, self.role, None if self.positions is None else id(self.positions), self.donors
+        return self.sites, self.role, None if self.positions is None else id(self.positions), self.donors
 
 
 @dataclass(frozen=True)
@@ -65,19 +68,29 @@ class Scores:
 
     Attributes:
         log_prob: of the object's true tokens at each step, nats, ``(R, S, n)``.
+        log_rank: natural logarithm of their rank in the vocabulary, 0 for the first, ``(R, S, n)``.
         masked: whether they were masked in the state that step started from, ``(R, S, n)``.
     """
 
     log_prob: Floats
+    log_rank: Floats
     masked: Bools
 
     def __getitem__(self, index: Any) -> Scores:
-        return Scores(self.log_prob[index], self.masked[index])
+        return Scores(self.log_prob[index], self.log_rank[index], self.masked[index])
 
     def reshape(self, *shape: int) -> Scores:
         """Arrange the runs, the first axis, in another shape."""
         tail = self.log_prob.shape[-2:]
-        return Scores(self.log_prob.reshape(*shape, *tail), self.masked.reshape(*shape, *tail))
+        return Scores(
+            self.log_prob.reshape(*shape, *tail),
+            self.log_rank.reshape(*shape, *tail),
+            self.masked.reshape(*shape, *tail),
+        )
+
+    def carried(self) -> Scores:
+        """Carry the values of each committed token forward from the step that committed it."""
+        return Scores(last_masked(self.log_prob, self.masked), last_masked(self.log_rank, self.masked), self.masked)
 
 
 @dataclass
@@ -88,13 +101,13 @@ class CleanRun:
         states: what the model saw at each step, ``(S, L)``. S counts steps until nothing is masked.
         final: the last state, ``(L,)``.
         scores: one run, ``(1, S, n)``.
-        outputs: at each step whose activations are wanted, each site's output ``(L, d)``.
+        outputs: each wanted site's output ``(L, d)`` at each wanted step.
     """
 
     states: Tensor
     final: Tensor
     scores: Scores
-    outputs: dict[int, dict[Site, Tensor]]
+    outputs: ActivationStore
 
     @property
     def steps(self) -> int:
@@ -126,6 +139,8 @@ class FactRuns:
         commits: ``free``: each run commits what it predicts. ``teacher``: every run commits the true tokens, in the
             clean run's order.
         batch_size: rows of one forward.
+        budget_bytes: of clean activations in memory; see :class:`ActivationStore`.
+        join: whether rows may begin where they are restored; None finds out.
     """
 
     def __init__(
@@ -138,37 +153,47 @@ class FactRuns:
         window: Window = "from",
         commits: Commits = "free",
         batch_size: int = 32,
+        budget_bytes: int | None = None,
+        join: bool | None = None,
     ) -> None:
         self.backbone, self.sequence, self.sampler = backbone, sequence, sampler
         self.window, self.commits, self.batch_size = window, commits, batch_size
+        self.budget_bytes = budget_bytes
         self._canvas = sequence.canvas.to(backbone.device)
-        self._scored = sequence.canvas.nonzero().flatten()[:object_length].to(backbone.device)
         self._truth = sequence.ids.to(backbone.device)
-        self.forward_rows = 0
+        self.object_length = object_length
+        self.join = (
+            can_join(backbone, sequence.masked(backbone.mask_id).to(backbone.device), self._canvas)
+            if join is None
+            else join
+        )
+        self.forward_rows = 0.0
 
     def clean(self, sites: Sequence[Site] = (), keep: Callable[[int], bool] = lambda step: True) -> CleanRun:
         """Make the clean run and keep the outputs of ``sites`` at the steps for which ``keep`` says so.
 
-        Kept activations take ``len(sites) * kept steps * L * d`` values on the model's device.
+        Kept activations are ``len(sites) * kept steps * L * d`` values; those beyond the budget lie on disk.
         """
-        loop = self._loop(self.sequence.masked(self.backbone.mask_id)[None], step=0)
-        states, log_prob, outputs = [], [], {}
-        while not loop.done and self._unfinished(loop.ids):
-            wanted = list(sites) if keep(loop.step) else []
-            states.append(loop.ids[0])
-            with capture(self.backbone, wanted) as found:
-                logits = loop.predict()
+        ids = self.sequence.masked(self.backbone.mask_id)[None].to(self.backbone.device)
+        states, found, outputs = [], [], ActivationStore(self.budget_bytes)
+        step = 0
+        while step < self._loop(ids, 0).steps and bool((self._canvas & (ids[0] == self.backbone.mask_id)).any()):
+            wanted = list(sites) if keep(step) else []
+            states.append(ids[0])
+            with capture(self.backbone, wanted) as captured:
+                logits = canvas_logits(self.backbone, ids, self._canvas)
                 self.forward_rows += 1
-            outputs[loop.step] = {site: output[0] for site, output in found.items()}
-            log_prob.append(self._score(logits))
-            before, after = loop.ids, loop.commit(logits)
-            if self.commits == "teacher":
-                loop.ids = torch.where(before == after, before, self._truth)
+            for site, output in captured.items():
+                outputs.put(step, site, output[0])
+            captured.clear()
+            found.append(self._score(logits))
+            after = self._commit(ids, logits, step)
+            ids = torch.where(ids == after, ids, self._truth) if self.commits == "teacher" else after
+            step += 1
         seen = torch.stack(states)
-        scores = Scores(
-            np.stack(log_prob, axis=1), (seen[:, self._scored] == self.backbone.mask_id).cpu().numpy()[None]
-        )
-        return CleanRun(seen, loop.ids[0], scores, outputs)
+        masked = (seen[:, self._canvas][:, : self.object_length] == self.backbone.mask_id).cpu().numpy()[None]
+        log_prob, log_rank = (np.stack(parts, axis=1) for parts in zip(*found, strict=True))
+        return CleanRun(seen, ids[0], Scores(log_prob, log_rank, masked), outputs)
 
     def corrupted(
         self,
@@ -186,44 +211,46 @@ class FactRuns:
             progress: told after each step.
 
         Returns:
-            Scores of R runs, in order.
+            Scores of R runs, in order. With ``commits="teacher"`` a run's step does not depend on those before, so a
+            restored run is made at its own step alone; elsewhere its scores are NaN.
         """
-        device, mask_id = self.backbone.device, self.backbone.mask_id
-        ids = torch.stack([inputs[draw].ids for draw, _ in runs]).to(device)
+        device = self.backbone.device
+        given = [i.ids.to(device) for i in inputs]
         noise = [None if i.noise is None else i.noise.to(device, self.backbone.dtype) for i in inputs]
-        log_prob = np.empty((len(runs), clean.steps, len(self._scored)))
-        masked = np.empty(log_prob.shape, dtype=bool)
-        after = clean.final
+        if not runs:
+            empty = np.empty((0, clean.steps, self.object_length))
+            return Scores(empty, empty, empty.astype(bool))
+        ids = torch.stack([given[draw] for draw, _ in runs])
+        log_prob = np.full((len(runs), clean.steps, self.object_length), np.nan)
+        log_rank, masked = log_prob.copy(), np.empty(log_prob.shape, dtype=bool)
+        teacher = self.commits == "teacher"
         for step in range(clean.steps):
-            masked[:, step] = (ids[:, self._scored] == mask_id).cpu().numpy()
-            restoring = [self._active(restoration, step) for _, restoration in runs]
-            kinds = [(draw, r and r.kind) for (draw, _), r in zip(runs, restoring, strict=True)]
-            first, row_of = _distinct(ids, kinds)
-            chosen_ids = ids[first]
-            scores: list[Floats] = []
-            moved: list[Tensor] = []
-            for rows in _chunks(first, self.batch_size):
-                part = slice(len(moved), len(moved) + len(rows))
-                loop = self._loop(chosen_ids[part], step)
-                noises = [noise[runs[i][0]] for i in rows]
-                hooks = Hooks(
-                    self.backbone,
-                    self._restoring_hooks(clean, step, loop.ids, [restoring[i] for i in rows]),
-                    _noise_hook(noises),
-                )
-                with hooks:
-                    logits = loop.predict()
-                self.forward_rows += len(rows)
-                scores.append(self._score(logits))
-                moved.extend(loop.commit(logits))
-            log_prob[:, step] = np.concatenate(scores)[row_of]
-            if self.commits == "teacher":
-                after = clean.states[step + 1] if step + 1 < clean.steps else clean.final
-                ids = torch.where(self._canvas, after, ids)
-            else:
-                ids = torch.stack(moved)[torch.as_tensor(row_of, device=device)]
+            if teacher:
+                ids = torch.where(self._canvas, clean.states[step], ids)
+            masked[:, step] = (ids[:, self._canvas][:, : self.object_length] == self.backbone.mask_id).cpu().numpy()
+            made = [i for i, (_, r) in enumerate(runs) if not teacher or r is None or r.step == step]
+            restoring = [r if teacher else self._active(r, step) for r in (runs[i][1] for i in made)]
+            kinds = [(runs[i][0], r and r.kind) for i, r in zip(made, restoring, strict=True)]
+            if made:
+                index = torch.as_tensor(made, device=device)
+                _, state_of = _distinct(ids[index], [(runs[i][0],) for i in made])
+                first, row_of = _distinct(ids[index], kinds)
+                sources: dict[tuple[int, Site], Callable[[], Tensor]] = {}
+                rows = [
+                    Row(
+                        int(state_of[k]),
+                        ids[made[k]],
+                        noise[runs[made[k]][0]],
+                        self._patches(clean, step, ids[made[k]], restoring[k], sources),
+                    )
+                    for k in first
+                ]
+                scores, moved = self._advance(rows, step)
+                log_prob[made, step], log_rank[made, step] = scores[0][row_of], scores[1][row_of]
+                if not teacher:
+                    ids = moved[torch.as_tensor(row_of, device=device)]
             progress(step)
-        return Scores(log_prob, masked)
+        return Scores(log_prob, log_rank, masked)
 
     def places(self, ids: Tensor, role: Role) -> Tensor:
         """Return where a role's activations are in the state ``ids`` ``(L,)``: boolean ``(L,)``, on ids' device."""
@@ -233,61 +260,62 @@ class FactRuns:
     def _active(self, restoration: Restoration | None, step: int) -> Restoration | None:
         return restoration if restoration and in_window(self.window, restoration.step, step) else None
 
-    def _restoring_hooks(
-        self, clean: CleanRun, step: int, ids: Tensor, restoring: Sequence[Restoration | None]
-    ) -> dict[Site, OutputHook]:
-        """Hooks that replace, in each row, the output of its own site at its own positions."""
-        by_site: dict[Site, list[tuple[int, Tensor, Tensor]]] = {}
-        for row, restoration in enumerate(restoring):
-            if restoration is None:
-                continue
-            if restoration.positions is not None:
-                where = restoration.positions.to(ids.device)
-            else:
-                # Masked in both runs: elsewhere one of them has a token where the other is still predicting one.
-                both = torch.where(ids[row] == clean.states[step], ids[row], -1)
-                where = self.places(both if restoration.role == "object" else ids[row], restoration.role)
-            donor = step if restoration.donors is None else restoration.donors[step]
-            value = clean.outputs[donor][restoration.site]
-            by_site.setdefault(restoration.site, []).append((row, where, value))
-        return {site: _restoring_hook(rows) for site, rows in by_site.items()}
+    def _advance(self, rows: Sequence[Row], step: int) -> tuple[tuple[Floats, Floats], Tensor]:
+        """Run rows and commit; return their log-probabilities and log-ranks ``(rows, n)`` and their next ids."""
+        log_prob = np.empty((len(rows), self.object_length))
+        log_rank = log_prob.copy()
+        moved = torch.empty((len(rows), len(self._canvas)), dtype=torch.long, device=self.backbone.device)
+        for batch in batches(rows, self.backbone.n_layers, self.batch_size, self.join):
+            found, logits = run_batch(self.backbone, batch, self._canvas)
+            self.forward_rows += batch.cost(self.backbone.n_layers)
+            log_prob[found], log_rank[found] = self._score(logits)
+            moved[found] = self._commit(torch.stack([rows[i].ids for i in found]), logits, step)
+        return (log_prob, log_rank), moved
+
+    def _patches(
+        self,
+        clean: CleanRun,
+        step: int,
+        ids: Tensor,
+        restoration: Restoration | None,
+        sources: dict[tuple[int, Site], Callable[[], Tensor]],
+    ) -> tuple[Patch, ...]:
+        if restoration is None:
+            return ()
+        if restoration.positions is not None:
+            where = restoration.positions.to(ids.device)
+        else:
+            # Masked in both runs: elsewhere one of them has a token where the other is still predicting one.
+            both = torch.where(ids == clean.states[step], ids, -1) if restoration.role == "object" else ids
+            where = self.places(both, restoration.role)
+        donor = step if restoration.donors is None else restoration.donors[step]
+
+        def source(site: Site) -> Callable[[], Tensor]:
+            return sources.setdefault((donor, site), lambda: clean.outputs.get(donor, site))
+
+        return tuple(Patch(site, where, source(site)) for site in restoration.sites)
 
     def _loop(self, ids: Tensor, step: int) -> CommonNoiseLoop:
-        loop = CommonNoiseLoop(self.backbone, ids, self.sequence.canvas.expand_as(ids), self.sampler)
+        """A loop over the canvas alone, at ``step``; nothing else changes."""
+        canvas = ids[:, self._canvas]
+        loop = CommonNoiseLoop(self.backbone, canvas, torch.ones_like(canvas, dtype=torch.bool), self.sampler)
         loop.step = step
         return loop
 
-    def _unfinished(self, ids: Tensor) -> bool:
-        return bool((self._canvas & (ids == self.backbone.mask_id)).any())
+    def _commit(self, ids: Tensor, logits: Tensor, step: int) -> Tensor:
+        """Ids ``(B, L)`` after a step whose canvas logits are ``(B, n, V)``."""
+        after = ids.clone()
+        after[:, self._canvas] = self._loop(ids, step).commit(logits)
+        return after
 
-    def _score(self, logits: Tensor) -> Floats:
-        """Log-probability of the object's true tokens ``(B, n)``, float64."""
-        log_prob = logits[:, self._scored].log_softmax(-1)
-        truth = self._truth[self._scored].expand(len(logits), -1)
-        return log_prob.gather(-1, truth[..., None])[..., 0].cpu().double().numpy()
-
-
-def _restoring_hook(rows: Sequence[tuple[int, Tensor, Tensor]]) -> OutputHook:
-    def restore(output: Tensor) -> Tensor:
-        output = output.clone()
-        for row, where, value in rows:
-            where = where.to(output.device)  # a model may lie on several devices
-            output[row, where] = value[where]
-        return output
-
-    return restore
-
-
-def _noise_hook(noises: Sequence[Tensor | None]) -> Callable[[Tensor, Tensor], Tensor] | None:
-    present = [noise for noise in noises if noise is not None]
-    if not present:
-        return None
-    stacked = torch.stack(present)
-
-    def add(ids: Tensor, embedded: Tensor) -> Tensor:
-        return embedded + stacked.to(embedded)
-
-    return add
+    def _score(self, logits: Tensor) -> tuple[Floats, Floats]:
+        """Log-probability and log-rank of the object's true tokens ``(B, n)``, from canvas logits, float64."""
+        logits = logits[:, : self.object_length]
+        truth = self._truth[self._canvas][: self.object_length].expand(len(logits), -1)[..., None]
+        own = logits.gather(-1, truth)
+        log_prob = (own - logits.logsumexp(-1, keepdim=True))[..., 0]
+        rank = (logits > own).sum(-1) + 1
+        return log_prob.cpu().double().numpy(), rank.double().log().cpu().numpy()
 
 
 def _distinct(ids: Tensor, kinds: Sequence[tuple[object, ...]]) -> tuple[list[int], NDArray[np.int64]]:
@@ -302,8 +330,3 @@ def _distinct(ids: Tensor, kinds: Sequence[tuple[object, ...]]) -> tuple[list[in
             first.append(i)
         row_of[i] = place[key]
     return first, row_of
-
-
-def _chunks(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 
 from .._version import __version__
 from ..backbones import Backbone
-from ..coordinates import MODULES, ROLES, Coordinate, Module, Role, Site
+from ..coordinates import MODULES, Module, Role, Site
 from ..diffusion import DenoisingLoop, Encoded, SamplerConfig, encode
 from ..facts import Fact, FactError
-from ..functional.corruption import seeded_generator
-from ..functional.effects import Floats, last_masked, later_mean, masked_mean, nanmean, normalised_effect
+from ..functional.effects import SCORES, Floats
 from .checkpoint import Checkpoint
 from .corrupted_inputs import CorruptedInput, Corruption, corrupted_inputs
+from .one_fact import OneFact
 from .result import Effect, TraceResult
-from .runs import WINDOWS, CleanRun, Commits, FactRuns, Restoration, Scores, Window, in_window
+from .runs import FactRuns, Window, in_window
+from .settings import Commits, Tokens, TraceSettings
+from .shards import ALONE, Shard
 
 Progress = Callable[[int, int, str], None]
 
@@ -41,18 +43,21 @@ class CausalTracer:
     token counts at every step, so that runs are compared on the same tokens however their orders differ; after the last
     step the score is the log-probability of the object along the run's own order. One consequence: where restoring at
     step s changes the prediction of a position that s commits, that change lasts in the scores of later steps.
+    Probability and rank are scored in the same runs (:func:`timerome.functional.effects.object_score`); see
+    :meth:`TraceResult.by`.
 
-    **Effects.** The temporal indirect effect and the same-step effect are kept apart:
+    **Effects.** Kept apart:
 
-    - TIE(c) = mean over later steps s' > s of restored - corrupted, as a share of clean - corrupted over the same
-      steps;
+    - TIE(c), the temporal indirect effect = mean over later steps s' > s of restored - corrupted, as a share of clean -
+      corrupted over the same steps;
     - IE(c) = restored - corrupted at s itself, over the tokens still masked in all three runs, as a share of clean -
-      corrupted over the same tokens.
+      corrupted over the same tokens;
+    - forced IE(c) = the same where every run holds the true tokens, committed in the clean run's order. No run's tokens
+      then depend on what it restores, so there is no later effect.
 
-    Numerator and denominator are averaged over draws first. 0 is the corrupted run, 1 the clean one; nothing is
-    clipped. TIE of the last step is undefined (NaN), and so is an effect whose denominator is below
-    ``min_total_effect``. With ``commits="teacher"`` no run's tokens depend on what it restores: there is no later
-    effect, and only IE is reported.
+    Each draw's gain is divided by the total effect averaged over draws. 0 is the corrupted run, 1 the clean one;
+    nothing is clipped. TIE of the last step is undefined (NaN), and so is an effect whose denominator is below
+    ``min_total_effect``.
 
     Two readings are by construction: the last block at role ``object`` *is* the clean prediction, 1 at every step it is
     restored; and in window ``from`` an earlier step restores more. So look at what cannot be told from the best
@@ -70,6 +75,8 @@ class CausalTracer:
         roles: at which positions. ``object`` are canvas positions masked in both the clean and the restored run.
         steps: denoising steps to trace, from 0; None is all.
         window: at which steps around its own a coordinate is restored.
+        layer_window: how many layers around its own a coordinate is restored at, of the same module; what an even
+            number has too many lies above.
         corruption: ``noise`` on the subject's embeddings, the subject replaced by ``mask`` tokens, or by another
             ``subject`` of as many tokens.
         noise_scale: of ``noise``, in standard deviations of the subject tokens' embeddings over the given facts (ROME
@@ -77,8 +84,14 @@ class CausalTracer:
         draws: of the corruption, a fact; ``mask`` has one.
         canvas: answer positions, filled with end-of-text; None is exactly the object's tokens.
         sampler: how the canvas is unmasked; by default 8 steps, greedy.
-        commits: ``free`` or ``teacher``, see above.
+        commits: ``free``: TIE and IE. ``teacher``: forced IE. ``both``: all three.
+        tokens: the object's tokens that are scored: ``all``, or the ``first`` alone.
+        prune: None measures every coordinate in every draw. A number in (0, 1) drops, after 2, 4, 8, ... draws, those
+            that are behind the fact's best, with at most this estimated chance of losing the best one (see
+            :func:`timerome.functional.halving.survivors`); what is dropped keeps the mean of the draws it had.
         batch_size: rows of one forward.
+        activation_budget: bytes of clean activations kept in memory; those beyond it lie in a temporary file. None is
+            no limit. A forward's own activations are bounded by ``batch_size`` alone.
         seed: of noise, controls and the choice of other subjects.
         min_total_effect: facts whose corruption costs less than so many nats a token are not traceable.
         progress: called with (work done, work in all, what is running), in units of one run's step.
@@ -109,13 +122,17 @@ class CausalTracer:
         roles: Sequence[Role] = ("subject_last", "object"),
         steps: Sequence[int] | None = None,
         window: Window = "from",
+        layer_window: int = 1,
         corruption: Corruption = "noise",
         noise_scale: float = 3.0,
         draws: int = 4,
         canvas: int | None = None,
         sampler: SamplerConfig | None = None,
         commits: Commits = "free",
+        tokens: Tokens = "all",
+        prune: float | None = None,
         batch_size: int = 32,
+        activation_budget: int | None = None,
         seed: int = 0,
         min_total_effect: float = 0.1,
         progress: Progress | None = None,
@@ -124,62 +141,54 @@ class CausalTracer:
             raise TypeError(
                 f"CausalTracer: expected a Backbone, got {type(backbone).__name__}; timerome.wrap(model, tokenizer)."
             )
-        _one_of("window", window, WINDOWS)
-        _one_of("corruption", corruption, get_args(Corruption))
-        _one_of("commits", commits, get_args(Commits))
-        for role in roles:
-            _one_of("roles", role, ROLES)
-        sites = tuple(Site(*site) for site in sites) if sites is not None else tuple(backbone.sites(modules))
-        for site in sites:
+        self.backbone = backbone
+        self._settings = TraceSettings(
+            sites=tuple(Site(*site) for site in sites) if sites is not None else tuple(backbone.sites(modules)),
+            roles=tuple(roles),
+            steps=None if steps is None else tuple(sorted(steps)),
+            window=window,
+            layer_window=layer_window,
+            corruption=corruption,
+            noise_scale=noise_scale,
+            draws=draws,
+            canvas=canvas,
+            sampler=sampler or SamplerConfig(steps=8),
+            commits=commits,
+            tokens=tokens,
+            prune=prune,
+            seed=seed,
+            min_total_effect=min_total_effect,
+        )
+        for site in self._settings.sites:
             backbone.module(site)
-        for name, given in (("sites", sites), ("roles", roles), ("steps", steps)):
-            if given is not None and (not given or len(set(given)) < len(given)):
-                raise ValueError(f"CausalTracer: expected at least one of {name}, each once, got {list(given)}.")
-        if steps is not None and min(steps) < 0:
-            raise ValueError(f"CausalTracer: steps count from 0, got {list(steps)}.")
-        for name, value in (("draws", draws), ("batch_size", batch_size), ("canvas", canvas)):
-            if value is not None and value < 1:
-                raise ValueError(f"CausalTracer: expected {name} >= 1, got {value}.")
-        if not noise_scale >= 0:
-            raise ValueError(f"CausalTracer: expected noise_scale >= 0, got {noise_scale}.")
-        if not min_total_effect > 0:
-            raise ValueError(f"CausalTracer: expected min_total_effect > 0, got {min_total_effect}.")
-        self.backbone, self.sites, self.roles = backbone, sites, tuple(roles)
-        self.steps = None if steps is None else tuple(sorted(steps))
-        self.window, self.corruption, self.noise_scale, self.draws = window, corruption, noise_scale, draws
-        self.canvas, self.sampler, self.commits = canvas, sampler or SamplerConfig(steps=8), commits
-        self.batch_size, self.seed, self.min_total_effect = batch_size, seed, min_total_effect
-        self.progress = progress
+        if batch_size < 1:
+            raise ValueError(f"CausalTracer: expected batch_size >= 1, got {batch_size}.")
+        if activation_budget is not None and activation_budget < 0:
+            raise ValueError(f"CausalTracer: expected activation_budget >= 0 or None, got {activation_budget}.")
+        self.batch_size, self.activation_budget, self.progress = batch_size, activation_budget, progress
 
     @property
     def settings(self) -> dict[str, Any]:
         """What the result depends on beside model and facts, JSON-ready."""
-        return {
-            "sites": [[site.layer, site.module] for site in self.sites],
-            "roles": list(self.roles),
-            "steps": None if self.steps is None else list(self.steps),
-            "window": self.window,
-            "corruption": self.corruption,
-            "noise_scale": self.noise_scale,
-            "draws": self.draws,
-            "canvas": self.canvas,
-            "sampler": asdict(self.sampler),
-            "commits": self.commits,
-            "seed": self.seed,
-            "min_total_effect": self.min_total_effect,
-        }
+        return self._settings.to_dict()
 
     @torch.inference_mode()
-    def trace(self, facts: Iterable[Fact], *, checkpoint: str | Path | None = None) -> TraceResult:
+    def trace(
+        self, facts: Iterable[Fact], *, checkpoint: str | Path | None = None, shard: Shard = ALONE
+    ) -> TraceResult:
         """Trace facts.
 
         Args:
             facts: the facts; ids are unique.
             checkpoint: file that keeps what is done, fact by fact. Given again, with the same facts and settings, a
-                stopped trace goes on, to the same result as one never stopped.
+                stopped trace goes on, to the same result as one never stopped. Each process of a shard has its own
+                file beside it, and reads all of them.
+            shard: which share of the facts this process traces, and how the processes exchange results; by default it
+                traces all. ``TraceCallback`` makes one of a Trainer's strategy.
 
         Returns:
-            The effects of every coordinate for every fact that could be traced, and why the others could not.
+            The effects of every coordinate for every fact that could be traced, and why the others could not; the same
+            in every process of a shard.
 
         Raises:
             ValueError: there are no facts, or two share an id.
@@ -192,26 +201,49 @@ class CausalTracer:
             twice = sorted({i for i in ids if ids.count(i) > 1})
             raise ValueError(f"CausalTracer.trace: expected facts with ids of their own, got {twice or 'no facts'}.")
         sequences, reasons = self._encode(facts)
-        grid = self._step_grid(list(sequences.values()))
-        kept = Checkpoint(checkpoint, self._header(facts)) if checkpoint is not None else None
-        records: dict[str, dict[str, Any]] = dict(kept.done) if kept else {}
-        inputs = dict(
-            zip(
-                sequences,
-                corrupted_inputs(
-                    self.backbone,
-                    [sequence for sequence, _ in sequences.values()],
-                    self.corruption,
-                    noise_scale=self.noise_scale,
-                    draws=self.draws,
-                    seed=self.seed,
-                ),
-                strict=True,
-            )
+        grid = self._step_grid([sequence for sequence, _ in sequences.values()])
+        # Before any process waits for another: a wrong checkpoint is an error in each of them.
+        kept = None if checkpoint is None else Checkpoint(checkpoint, self._header(facts), shard.rank)
+        own = corrupted_inputs(
+            self.backbone,
+            [sequence for sequence, _ in sequences.values()],
+            self._settings.corruption,
+            noise_scale=self._settings.noise_scale,
+            draws=self._settings.draws,
+            seed=self._settings.seed,
         )
-        work = {i: self._work(sequence, len(inputs[i]), grid) for i, (sequence, _) in sequences.items()}
+        inputs = dict(zip(sequences, own, strict=True))
+        records = self._share(shard.of(list(sequences)), sequences, inputs, grid, kept)
+        records = shard.merged(records)
+        reasons |= {i: record["reason"] for i, record in records.items() if "reason" in record}
+        result = self._result(facts, records, reasons, grid)
+        effect: Effect = "tie" if self._settings.free else "forced_ie"
+        if result.has(effect):
+            best = result.best(effect=effect)
+            mine = shard.of(list(result.facts))
+            found = {}
+            for n, i in enumerate(mine):
+                self._tell(n, len(mine), f"{i}: permuted steps")
+                runs = self._runs(*sequences[i], commits="free" if self._settings.free else "teacher")
+                found[i] = OneFact(self._settings, runs, inputs[i], grid).permuted_steps(best)
+            self._tell(len(mine), len(mine), "permuted steps")
+            merged = shard.merged({i: [None if np.isnan(x) else x for x in pair] for i, pair in found.items()})
+            result.permuted[:] = np.array([merged[i] for i in result.facts], dtype=np.float64)
+        return result
+
+    def _share(
+        self,
+        share: Sequence[str],
+        sequences: dict[str, tuple[Encoded, int]],
+        inputs: dict[str, list[CorruptedInput]],
+        grid: tuple[int, ...],
+        kept: Checkpoint | None,
+    ) -> dict[str, dict[str, Any]]:
+        """Trace this process's facts, or take them from the checkpoint."""
+        records = {i: kept.done[i] for i in share if kept and i in kept.done}
+        work = {i: self._work(sequences[i][0], len(inputs[i]), grid) for i in share}
         total, done = sum(work.values()), 0
-        for i, (sequence, length) in sequences.items():
+        for i in share:
             if i not in records:
                 self._tell(done, total, i)
 
@@ -219,137 +251,16 @@ class CausalTracer:
                     self._tell(min(before + part, before + work[i]), total, i)
 
                 try:
-                    records[i] = {"id": i, **self._trace_fact(self._runs(sequence, length), inputs[i], grid, tell)}
+                    found = OneFact(self._settings, self._runs(*sequences[i]), inputs[i], grid, tell).record()
                 except FloatingPointError as error:
                     raise FloatingPointError(f"CausalTracer.trace: fact {i!r}: {error}") from error
+                # As it would be read back.
+                records[i] = json.loads(json.dumps({"id": i, **found}))
                 if kept:
                     kept.add(records[i])
             done += work[i]
             self._tell(done, total, i)
-            if "reason" in records[i]:
-                reasons[i] = records[i]["reason"]
-        return self._result(facts, sequences, inputs, records, reasons, grid)
-
-    # One fact --------------------------------------------------------------------------------------------------------
-
-    def _trace_fact(
-        self,
-        runs: FactRuns,
-        inputs: list[CorruptedInput],
-        grid: tuple[int, ...],
-        progress: Callable[[int], None],
-    ) -> dict[str, Any]:
-        if not inputs:
-            length = int(runs.sequence.subject.sum())
-            return {"reason": f"no other fact has a subject of {length} tokens to put in its place"}
-        clean = runs.clean()
-        draws = range(len(inputs))
-        corrupted = runs.corrupted(clean, inputs, [(draw, None) for draw in draws])
-        clean_score, corrupted_score = _score(clean.scores)[0], _score(corrupted).mean(0)
-        total_effect = float((clean_score - corrupted_score).mean())
-        if total_effect < self.min_total_effect:
-            return {
-                "reason": f"clean - corrupted is {total_effect:.3g} nats a token, less than {self.min_total_effect:g}: "
-                "the corruption takes away nothing that could be restored"
-            }
-        steps = [step for step in grid if step < clean.steps]
-        clean = runs.clean(self.sites, lambda step: any(in_window(self.window, s, step) for s in steps))
-        # (draw, site, step, role), with the random-site control as one more site.
-        cells: list[tuple[int, Restoration | None]] = []
-        for draw in draws:
-            cells += [(draw, Restoration(site, role, s)) for site in self.sites for s in steps for role in self.roles]
-            cells += [(draw, self._random_site(runs, clean, draw, s, role)) for s in steps for role in self.roles]
-        shape = (len(inputs), len(self.sites) + 1, len(steps), len(self.roles))
-        started = 0
-
-        def count(step: int) -> None:
-            nonlocal started
-            started += sum(in_window(self.window, s, step) for s in steps) * (shape[0] * shape[1] * shape[3])
-            progress(started)
-
-        scores = runs.corrupted(clean, inputs, [*cells, *((draw, None) for draw in draws)], count)
-        # Scored again among the others: what restores nothing shares its forwards with the corrupted run exactly.
-        corrupted = scores[len(cells) :]
-        restored = scores[: len(cells)].reshape(*shape)
-        tie, ie = self._effects(clean.scores, corrupted, restored, steps)
-        controls = [r.positions for _, r in cells if r is not None and r.positions is not None]
-        nowhere = np.array([not positions.any() for positions in controls]).reshape(shape[0], *shape[2:]).any(0)
-        tie[-1][nowhere] = ie[-1][nowhere] = np.nan
-        missing = len(grid) - len(steps)
-        tie, ie = (np.pad(effect, ((0, 0), (0, missing), (0, 0)), constant_values=np.nan) for effect in (tie, ie))
-        return {
-            "tie": _to_json(tie[:-1]),
-            "ie": _to_json(ie[:-1]),
-            "random_tie": _to_json(tie[-1]),
-            "random_ie": _to_json(ie[-1]),
-            "clean": clean_score.tolist(),
-            "corrupted": corrupted_score.tolist(),
-            "recalled": bool((clean.final.cpu() == runs.sequence.ids)[runs.sequence.canvas].all()),
-            "forward_rows": runs.forward_rows,
-        }
-
-    def _effects(
-        self, clean: Scores, corrupted: Scores, restored: Scores, steps: Sequence[int]
-    ) -> tuple[Floats, Floats]:
-        """TIE and IE, ``(sites, steps, roles)`` each, of restored runs ``(draws, sites, steps, roles)``."""
-        clean_score, corrupted_score = _score(clean)[0], _score(corrupted).mean(0)
-        restored_score = _score(restored).mean(0)
-        tie = np.full(restored.log_prob.shape[1:4], np.nan)
-        ie = np.full_like(tie, np.nan)
-        for k, step in enumerate(steps):
-            if self.commits == "free":
-                tie[:, k] = normalised_effect(
-                    later_mean(restored_score[:, k], step),
-                    later_mean(clean_score, step),
-                    later_mean(corrupted_score, step),
-                    self.min_total_effect,
-                )
-            open_in_all = (
-                restored.masked[:, :, k, :, step] & corrupted.masked[:, None, None, step] & clean.masked[0, step]
-            )
-            same_step = [
-                nanmean(masked_mean(values, open_in_all), axis=0)
-                for values in (
-                    restored.log_prob[:, :, k, :, step],
-                    clean.log_prob[0, step],
-                    corrupted.log_prob[:, None, None, step],
-                )
-            ]
-            ie[:, k] = normalised_effect(same_step[0], same_step[1], same_step[2], self.min_total_effect)
-        return tie, ie
-
-    def _random_site(self, runs: FactRuns, clean: CleanRun, draw: int, step: int, role: Role) -> Restoration:
-        generator = seeded_generator(self.seed, "random site", runs.sequence.fact_id, draw, step, role)
-        site = self.sites[int(torch.randint(len(self.sites), (1,), generator=generator))]
-        own = runs.places(clean.states[step], role).cpu()
-        anywhere = runs.places(clean.states[0], role).cpu() | runs.sequence.subject
-        candidates = (~anywhere).nonzero().flatten()
-        chosen = candidates[torch.randperm(len(candidates), generator=generator)[: int(own.sum())]]
-        positions = torch.zeros_like(own)
-        positions[chosen] = True
-        return Restoration(site, role, step, positions=positions)
-
-    def _permuted_steps(self, runs: FactRuns, inputs: list[CorruptedInput], best: Coordinate) -> tuple[float, float]:
-        """Effect of the best coordinate with the activations of its own steps, and with those of permuted ones."""
-        clean = runs.clean([best.site])
-        if not best.step < clean.steps or clean.steps < 2:
-            return np.nan, np.nan
-        cells: list[tuple[int, Restoration | None]] = []
-        for draw in range(len(inputs)):
-            generator = seeded_generator(self.seed, "permuted steps", runs.sequence.fact_id, draw)
-            shift = int(torch.randint(1, clean.steps, (1,), generator=generator))
-            donors = tuple((step + shift) % clean.steps for step in range(clean.steps))
-            cells += [
-                (draw, Restoration(best.site, best.role, best.step)),
-                (draw, Restoration(best.site, best.role, best.step, donors=donors)),
-                (draw, None),
-            ]
-        by_draw = runs.corrupted(clean, inputs, cells).reshape(len(inputs), 3)
-        tie, ie = self._effects(clean.scores, by_draw[:, 2], by_draw[:, :2, None, None], [best.step])
-        own, permuted = (ie if self.commits == "teacher" else tie)[:, 0, 0]
-        return float(own), float(permuted)
-
-    # All facts -------------------------------------------------------------------------------------------------------
+        return records
 
     def _encode(self, facts: Sequence[Fact]) -> tuple[dict[str, tuple[Encoded, int]], dict[str, str]]:
         """Sequences, each with its object's length in tokens, and why the other facts have none."""
@@ -358,40 +269,41 @@ class CausalTracer:
         for fact in facts:
             try:
                 length = int(encode(self.backbone, fact).canvas.sum())
-                sequences[fact.id] = (encode(self.backbone, fact, canvas=self.canvas), length)
+                sequences[fact.id] = (encode(self.backbone, fact, canvas=self._settings.canvas), length)
             except (FactError, ValueError) as error:
                 reasons[fact.id] = str(error)
         return sequences, reasons
 
-    def _runs(self, sequence: Encoded, object_length: int) -> FactRuns:
+    def _runs(self, sequence: Encoded, object_length: int, **more: Any) -> FactRuns:
         return FactRuns(
             self.backbone,
             sequence,
             object_length,
-            sampler=self.sampler,
-            window=self.window,
-            commits=self.commits,
+            sampler=self._settings.sampler,
+            window=self._settings.window,
             batch_size=self.batch_size,
+            budget_bytes=self.activation_budget,
+            **more,
         )
 
     def _loop_steps(self, sequence: Encoded) -> int:
         """Most steps the loop can take on a sequence before nothing is masked."""
-        ids = sequence.masked(self.backbone.mask_id)[None]
-        steps = DenoisingLoop(self.backbone, ids, sequence.canvas, self.sampler).steps
+        ids, sampler = sequence.masked(self.backbone.mask_id)[None], self._settings.sampler
+        size = int(sequence.canvas.sum())
+        steps = DenoisingLoop(self.backbone, ids, sequence.canvas, sampler).steps
         # A step commits at least one token of its block; with one block the loop is done after as many as there are.
-        one_block = (self.sampler.block_length or int(sequence.canvas.sum())) >= int(sequence.canvas.sum())
-        return min(steps, int(sequence.canvas.sum())) if one_block else steps
+        return min(steps, size) if (sampler.block_length or size) >= size else steps
 
-    def _step_grid(self, sequences: Sequence[tuple[Encoded, int]]) -> tuple[int, ...]:
-        if self.steps is not None:
-            return self.steps
-        return tuple(range(max((self._loop_steps(sequence) for sequence, _ in sequences), default=1)))
+    def _step_grid(self, sequences: Sequence[Encoded]) -> tuple[int, ...]:
+        if self._settings.steps is not None:
+            return self._settings.steps
+        return tuple(range(max((self._loop_steps(sequence) for sequence in sequences), default=1)))
 
     def _work(self, sequence: Encoded, draws: int, grid: Sequence[int]) -> int:
-        loop_steps = self._loop_steps(sequence)
+        settings, loop_steps = self._settings, self._loop_steps(sequence)
         steps = [s for s in grid if s < loop_steps]
-        active = sum(in_window(self.window, s, step) for s in steps for step in range(loop_steps))
-        return active * draws * (len(self.sites) + 1) * len(self.roles)
+        active = sum(in_window(settings.window, s, step) for s in steps for step in range(loop_steps)) * settings.free
+        return (active + len(steps) * settings.forced) * draws * (len(settings.sites) + 1) * len(settings.roles)
 
     def _tell(self, done: int, total: int, label: str) -> None:
         if self.progress is not None:
@@ -409,35 +321,44 @@ class CausalTracer:
     def _result(
         self,
         facts: Sequence[Fact],
-        sequences: dict[str, tuple[Encoded, int]],
-        inputs: dict[str, list[CorruptedInput]],
         records: dict[str, dict[str, Any]],
         reasons: dict[str, str],
         grid: tuple[int, ...],
     ) -> TraceResult:
+        settings = self._settings
         traced = [fact for fact in facts if fact.id not in reasons]
-        width = max((len(records[f.id]["clean"]) for f in traced), default=0)
-        shape = (len(self.sites), len(grid), len(self.roles))
+        cells = (len(settings.sites) + 1, len(grid), len(settings.roles))
 
-        def stack(name: str, shape: tuple[int, ...]) -> Floats:
-            arrays = [np.array(records[f.id][name], dtype=np.float64) for f in traced]
-            if name in ("clean", "corrupted"):  # NaN once nothing is masked
-                arrays = [np.pad(a, (0, width - len(a)), constant_values=np.nan) for a in arrays]
-            return np.stack(arrays) if arrays else np.empty((0, *shape))
+        def stacked(arrays: list[Floats], empty: tuple[int, ...]) -> Floats:
+            """Facts in one array, NaN where one has fewer draws or steps than another."""
+            if not arrays:
+                return np.empty((0, *empty))
+            size = max(len(a) for a in arrays)
+            return np.stack(
+                [np.pad(a, [(0, size - len(a)), *[(0, 0)] * (a.ndim - 1)], constant_values=np.nan) for a in arrays]
+            )
 
-        result = TraceResult(
-            facts=tuple(f.id for f in traced),
-            groups=tuple(f.group or "" for f in traced),
-            sites=self.sites,
+        free: tuple[Effect, ...] = ("tie", "ie") if settings.free else ()
+        effects: tuple[Effect, ...] = (*free, "forced_ie") if settings.forced else free
+        found = [records[fact.id] for fact in traced]
+        measured: dict[str, dict[str, Floats]] = {
+            score: {
+                **{
+                    e: stacked([np.array(r["draws"][score][e], dtype=np.float64) for r in found], (0, *cells))
+                    for e in effects
+                },
+                **{name: stacked([np.array(r[name][score]) for r in found], (0,)) for name in ("clean", "corrupted")},
+            }
+            for score in SCORES
+        }
+        return TraceResult(
+            facts=tuple(fact.id for fact in traced),
+            groups=tuple(fact.group or "" for fact in traced),
+            sites=settings.sites,
             steps=grid,
-            roles=self.roles,
-            tie=stack("tie", shape),
-            ie=stack("ie", shape),
-            random_tie=stack("random_tie", shape[1:]),
-            random_ie=stack("random_ie", shape[1:]),
-            clean=stack("clean", (width,)),
-            corrupted=stack("corrupted", (width,)),
-            recalled=np.array([records[f.id]["recalled"] for f in traced], dtype=bool),
+            roles=settings.roles,
+            measured=measured,
+            recalled=np.array([r["recalled"] for r in found], dtype=bool),
             permuted=np.full((len(traced), 2), np.nan),
             not_traceable={fact.id: reasons[fact.id] for fact in facts if fact.id in reasons},
             settings=self.settings,
@@ -445,26 +366,3 @@ class CausalTracer:
             fingerprint=self.backbone.fingerprint(),
             library_version=__version__,
         )
-        effect: Effect = "ie" if self.commits == "teacher" else "tie"
-        if result.has(effect):
-            best = result.best(effect=effect)
-            for row, fact in enumerate(traced):
-                self._tell(row, len(traced), f"{fact.id}: permuted steps")
-                result.permuted[row] = self._permuted_steps(self._runs(*sequences[fact.id]), inputs[fact.id], best)
-            self._tell(len(traced), len(traced), "permuted steps")
-        return result
-
-
-def _score(scores: Scores) -> Floats:
-    """Score of runs at each step, ``(R, S)``: see :class:`CausalTracer`."""
-    return np.asarray(last_masked(scores.log_prob, scores.masked).mean(-1))
-
-
-def _one_of(name: str, value: object, allowed: Sequence[object]) -> None:
-    if value not in allowed:
-        raise ValueError(f"CausalTracer: expected {name} in {tuple(allowed)}, got {value!r}.")
-
-
-def _to_json(values: Floats) -> Any:
-    """Nested lists with None for NaN; numpy reads None back as NaN."""
-    return np.where(np.isnan(values), None, values.astype(object)).tolist()  # type: ignore[call-overload]

@@ -1,26 +1,21 @@
-"""Heat maps of a trace."""
+"""Heat maps: layer against step, a panel for each module and role."""
 
 from __future__ import annotations
 
-import csv
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..verdict import rows
+from .drawing import NAMES, SCORES, figure_of, write
+
 if TYPE_CHECKING:
-    from .result import Effect, TraceResult
-
-_NAMES = {"tie": "Temporal indirect effect", "ie": "Same-step indirect effect"}
+    from ..result import Effect, TraceResult
 
 
-def plot_trace(trace: TraceResult, path: Path, effect: Effect, rows: list[dict[str, Any]]) -> Path:
-    """Draw ``trace`` to ``path`` and write ``rows`` beside it; see :meth:`TraceResult.plot`."""
-    # The canvas is made directly: pyplot would change the caller's backend and keep the figure.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+def plot_map(trace: TraceResult, path: Path, effect: Effect) -> Path:
+    """Draw the mean over facts to ``path``, the data beside it; see :meth:`TraceResult.plot`."""
     mean = trace.mean(effect)
     modules = list(dict.fromkeys(site.module for site in trace.sites))
     layers = sorted({site.layer for site in trace.sites})
@@ -28,10 +23,7 @@ def plot_trace(trace: TraceResult, path: Path, effect: Effect, rows: list[dict[s
     summary = trace.summary(effect=effect)
     random = summary["random_site"][0]
     wide, high = len(trace.roles), len(modules)
-    figure = Figure(
-        figsize=(1.6 + wide * max(3.0, 0.55 * len(trace.steps)), 1.6 + high * max(1.8, 0.32 * len(layers))),
-        layout="constrained",
-    )
+    figure = figure_of(1.6 + wide * max(3.0, 0.55 * len(trace.steps)), 1.6 + high * max(1.8, 0.32 * len(layers)))
     axes = figure.subplots(high, wide, squeeze=False, sharex=True, sharey=True)
     low, top = min(0.0, float(np.nanmin(mean))), max(float(np.nanmax(mean)), 1e-6)
     for i, module in enumerate(modules):
@@ -70,22 +62,11 @@ def plot_trace(trace: TraceResult, path: Path, effect: Effect, rows: list[dict[s
         *([] if permuted is None else [f"permuted steps {permuted:.2f}"]),
     ]
     figure.suptitle(
-        f"{_NAMES[effect]}, {len(trace.facts)} fact{'s' * (len(trace.facts) != 1)}, "
+        f"{NAMES[effect]} ({SCORES[trace.score]}), {len(trace.facts)} fact{'s' * (len(trace.facts) != 1)}, "
         f"window {trace.settings.get('window')}, {trace.settings.get('corruption')}\n"
-        f"best (square): {best}, {summary['best_effect'][0]:.2f}; at its step and role: {', '.join(controls)}",
+        f"{'largest' if summary['flat'] else 'best'} (square): {best}, {summary['best_effect'][0]:.2f}; "
+        f"at its step and role: {', '.join(controls)}"
+        + ("\nflat: nothing is shown to do more than a random site" if summary["flat"] else ""),
         fontsize=9,
     )
-    FigureCanvasAgg(figure)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(beside, format="png", dpi=150)
-        beside.replace(path)
-        with beside.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-        beside.replace(path.with_suffix(".csv"))
-    finally:
-        beside.unlink(missing_ok=True)
-    return path
+    return write(figure, path, rows(trace))

@@ -1,0 +1,291 @@
+"""The trace of one fact: every coordinate's effects, draw by draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..coordinates import Coordinate, Role
+from ..functional.corruption import seeded_generator
+from ..functional.effects import SCORES, Bools, Floats, Score, later_mean, nanmean, object_score, share_of
+from ..functional.halving import rounds_of, survivors
+from .corrupted_inputs import CorruptedInput
+from .runs import CleanRun, FactRuns, Restoration, Scores, in_window
+from .settings import TraceSettings
+
+Cells = list[tuple[int, Restoration | None]]
+# Effect -> (draws, sites and the random-site control as the last one, steps, roles), for each score.
+Effects = dict[Score, dict[str, Floats]]
+
+
+class OneFact:
+    """Traces one fact.
+
+    Args:
+        settings: of the tracer.
+        runs: makes the fact's runs; free-running.
+        inputs: its draws of the corruption.
+        grid: steps of the trace; those beyond the fact's loop are NaN.
+        progress: told how many units of work (one run's step) are done.
+    """
+
+    def __init__(
+        self,
+        settings: TraceSettings,
+        runs: FactRuns,
+        inputs: list[CorruptedInput],
+        grid: tuple[int, ...],
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> None:
+        self.settings, self.runs, self.inputs, self.grid, self.progress = settings, runs, inputs, grid, progress
+        self._done = 0
+
+    def record(self) -> dict[str, Any]:
+        """Return what was found, JSON-ready: ``reason`` why it is not traceable, or the effects of every coordinate."""
+        settings, runs = self.settings, self.runs
+        if not self.inputs:
+            length = int(runs.sequence.subject.sum())
+            return {"reason": f"no other fact has a subject of {length} tokens to put in its place"}
+        clean = runs.clean(settings.sites, self._kept if settings.free else lambda step: False)
+        corrupted = runs.corrupted(clean, self.inputs, [(draw, None) for draw in range(len(self.inputs))])
+        clean_score = {score: self._score(clean.scores, score)[0] for score in SCORES}
+        corrupted_score = {score: self._score(corrupted, score).mean(0) for score in SCORES}
+        total = float((clean_score["log_prob"] - corrupted_score["log_prob"]).mean())
+        if total < settings.min_total_effect:
+            return {
+                "reason": f"clean - corrupted is {total:.3g} nats a token, less than {settings.min_total_effect:g}: "
+                "the corruption takes away nothing that could be restored"
+            }
+        effects: Effects = {score: {} for score in SCORES}
+        recalled = bool((clean.final.cpu() == runs.sequence.ids)[runs.sequence.canvas].all())
+        forward_rows = 0.0
+        if settings.free:
+            self._measure(runs, clean, effects)
+        if settings.forced:
+            forced = FactRuns(
+                runs.backbone, runs.sequence, runs.object_length, sampler=runs.sampler, commits="teacher",
+                batch_size=runs.batch_size, budget_bytes=runs.budget_bytes, join=runs.join,
+            )  # fmt: skip
+            del clean  # one set of clean activations at a time stays within the budget
+            self._measure(forced, forced.clean(settings.sites, lambda step: step in self.grid), effects)
+            forward_rows += forced.forward_rows
+        return {
+            "draws": {s: {name: to_json(values) for name, values in effects[s].items()} for s in SCORES},
+            "clean": {score: values.tolist() for score, values in clean_score.items()},
+            "corrupted": {score: values.tolist() for score, values in corrupted_score.items()},
+            "recalled": recalled,
+            "forward_rows": forward_rows + runs.forward_rows,
+        }
+
+    def permuted_steps(self, best: Coordinate) -> tuple[float, float]:
+        """Effect of a coordinate with the activations of its own steps, and with those of permuted ones."""
+        runs, settings = self.runs, self.settings
+        sites = settings.restored_with(best.site, runs.backbone.n_layers)
+        clean = runs.clean(sites)
+        if not best.step < clean.steps or clean.steps < 2:
+            return np.nan, np.nan
+        cells: Cells = []
+        for draw in range(len(self.inputs)):
+            generator = seeded_generator(settings.seed, "permuted steps", runs.sequence.fact_id, draw)
+            shift = int(torch.randint(1, clean.steps, (1,), generator=generator))
+            donors = tuple((step + shift) % clean.steps for step in range(clean.steps))
+            cells += [
+                (draw, Restoration(sites, best.role, best.step)),
+                (draw, Restoration(sites, best.role, best.step, donors=donors)),
+                (draw, None),
+            ]
+        by_draw = runs.corrupted(clean, self.inputs, cells).reshape(len(self.inputs), 3)
+        teacher = runs.commits == "teacher"
+        found = (self._same_step if teacher else self._later)(
+            clean.scores, by_draw[:, 2], by_draw[:, :2, None, None], [best.step], "log_prob"
+        )
+        own, permuted = nanmean(found, axis=0)[:, 0, 0]
+        return float(own), float(permuted)
+
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def _kept(self, step: int) -> bool:
+        return any(in_window(self.settings.window, s, step) for s in self.grid)
+
+    def _measure(self, runs: FactRuns, clean: CleanRun, effects: Effects) -> None:
+        """Measure every cell in every draw, or, with pruning, in as many draws as it stays in the race."""
+        settings, teacher = self.settings, runs.commits == "teacher"
+        steps = [step for step in self.grid if step < clean.steps]
+        names = ["forced_ie"] if teacher else ["tie", "ie"]
+        n_draws, n_sites, n_roles = len(self.inputs), len(settings.sites), len(settings.roles)
+        shape = (n_draws, n_sites + 1, len(self.grid), n_roles)
+        for score in SCORES:
+            effects[score] |= {name: np.full(shape, np.nan) for name in names}
+        corrupted = runs.corrupted(clean, self.inputs, [(draw, None) for draw in range(n_draws)])
+        alive = np.ones((n_sites + 1, len(steps), n_roles), dtype=bool)
+        prune = settings.prune is not None and n_draws > 2
+        rounds = rounds_of(n_draws) if prune else [range(n_draws)]
+        for number, draws in enumerate(rounds):
+            found = self._cells(runs, clean, corrupted, draws, steps, alive)
+            for score in SCORES:
+                for name in names:
+                    effects[score][name][draws.start : draws.stop, :, : len(steps)] = found[score][name]
+            if prune and number < len(rounds) - 1:
+                so_far = effects["log_prob"][names[0]][: draws.stop, :-1, : len(steps)]
+                cells = so_far.reshape(draws.stop, -1)
+                keep = survivors(cells, (settings.prune or 0.0) / (len(rounds) - 1))
+                alive[:-1] = keep.reshape(so_far.shape[1:])
+                # Where the effect is undefined there is nothing to look for; the control is kept to compare with.
+
+    def _cells(
+        self,
+        runs: FactRuns,
+        clean: CleanRun,
+        corrupted: Scores,
+        draws: range,
+        steps: Sequence[int],
+        alive: Bools,
+    ) -> Effects:
+        settings = self.settings
+        places = np.argwhere(np.broadcast_to(alive, (len(draws), *alive.shape)))
+        cells: Cells = []
+        nowhere = []
+        for d, n, k, r in places.tolist():
+            draw, step, role = draws[d], steps[k], settings.roles[r]
+            if n < len(settings.sites):
+                restored = settings.restored_with(settings.sites[n], runs.backbone.n_layers)
+                cells.append((draw, Restoration(restored, role, step)))
+            else:
+                control = self.random_site(runs, clean, draw, step, role)
+                cells.append((draw, control))
+                if control.positions is not None and not control.positions.any():
+                    nowhere.append((d, n, k, r))
+        before, teacher = self._done, runs.commits == "teacher"
+
+        def count(step: int) -> None:
+            self._done += sum(
+                step == r.step if teacher else in_window(settings.window, r.step, step) for _, r in cells if r
+            )
+            self.progress(self._done)
+
+        # The corrupted run is made again among the others: what restores nothing shares its forwards exactly.
+        own = runs.corrupted(clean, self.inputs, [*cells, *((draw, None) for draw in draws)], count)
+        active = [
+            1 if teacher else sum(in_window(settings.window, r.step, s) for s in range(clean.steps))
+            for _, r in cells
+            if r
+        ]
+        self._done = before + sum(active)
+        shape = (len(draws), *alive.shape)
+        full = _scattered(own[: len(cells)], places, shape)
+        alone = own[len(cells) :]
+        everyone = _replaced(corrupted, draws, alone)
+        found: Effects = {score: {} for score in SCORES}
+        for score in SCORES:
+            if teacher:
+                found[score]["forced_ie"] = self._same_step(clean.scores, alone, full, steps, score, everyone)
+            else:
+                found[score]["tie"] = self._later(clean.scores, alone, full, steps, score, everyone)
+                found[score]["ie"] = self._same_step(clean.scores, alone, full, steps, score)
+            for values in found[score].values():
+                for where in nowhere:
+                    values[where] = np.nan
+        return found
+
+    def _score(self, scores: Scores, score: Score) -> Floats:
+        """Score of runs at each step, ``(R, S)``: see :class:`timerome.CausalTracer`."""
+        carried = scores.carried()
+        return object_score(carried.log_prob[..., self._tokens], carried.log_rank[..., self._tokens], score)
+
+    @property
+    def _tokens(self) -> slice:
+        return slice(0, 1) if self.settings.tokens == "first" else slice(None)
+
+    def _later(
+        self,
+        clean: Scores,
+        corrupted: Scores,
+        restored: Scores,
+        steps: Sequence[int],
+        score: Score,
+        everyone: Scores | None = None,
+    ) -> Floats:
+        """TIE of each draw, as a share of the total effect averaged over ``everyone``'s draws ``(D, S)``."""
+        clean_score, corrupted_score = self._score(clean, score)[0], self._score(corrupted, score)
+        mean_score = (corrupted_score if everyone is None else self._score(everyone, score)).mean(0)
+        restored_score = self._score(restored, score)
+        found = np.full(restored_score.shape[:4], np.nan)
+        for k, step in enumerate(steps):
+            total = later_mean(clean_score, step) - later_mean(mean_score, step)
+            gained = later_mean(restored_score[:, :, k], step) - later_mean(corrupted_score, step)[:, None, None]
+            found[:, :, k] = share_of(gained, total, self.settings.minimum(score))
+        return found
+
+    def _same_step(
+        self,
+        clean: Scores,
+        corrupted: Scores,
+        restored: Scores,
+        steps: Sequence[int],
+        score: Score,
+        everyone: Scores | None = None,
+    ) -> Floats:
+        """IE of each draw, over tokens masked in all three runs, as a share of the mean total effect over them.
+
+        With teacher-forced commits those tokens are the same in all runs, and the mean is over ``everyone``'s draws.
+        """
+        found = np.full(restored.log_prob.shape[:4], np.nan)
+        which = self._tokens
+        for k, step in enumerate(steps):
+            now = restored[:, :, k, :, step]
+            before, truth = corrupted[:, None, None, step], clean[0, step]
+            open_in_all = (now.masked & before.masked & truth.masked)[..., which]
+            values = [
+                object_score(x.log_prob[..., which], x.log_rank[..., which], score, open_in_all)
+                for x in (now, before, truth)
+            ]
+            if everyone is None:
+                total = nanmean(np.where(np.isnan(values[0]), np.nan, values[2] - values[1]), axis=0)
+            else:
+                given = everyone[:, step]
+                corrupted_score = object_score(
+                    given.log_prob[:, which], given.log_rank[:, which], score, truth.masked[which]
+                )
+                total = np.asarray(values[2] - corrupted_score.mean()).mean(0)
+            found[:, :, k] = share_of(values[0] - values[1], total, self.settings.minimum(score))
+        return found
+
+    def random_site(self, runs: FactRuns, clean: CleanRun, draw: int, step: int, role: Role) -> Restoration:
+        """Draw the random-site control of a cell: as many positions, neither the role's nor the subject's."""
+        settings = self.settings
+        generator = seeded_generator(settings.seed, "random site", runs.sequence.fact_id, draw, step, role)
+        site = settings.sites[int(torch.randint(len(settings.sites), (1,), generator=generator))]
+        own = runs.places(clean.states[step], role).cpu()
+        anywhere = runs.places(clean.states[0], role).cpu() | runs.sequence.subject
+        candidates = (~anywhere).nonzero().flatten()
+        chosen = candidates[torch.randperm(len(candidates), generator=generator)[: int(own.sum())]]
+        positions = torch.zeros_like(own)
+        positions[chosen] = True
+        sites = settings.restored_with(site, runs.backbone.n_layers)
+        return Restoration(sites, role, step, positions=positions)
+
+
+def _scattered(scores: Scores, places: Any, shape: tuple[int, ...]) -> Scores:
+    """Put runs in their place of a grid whose other cells are NaN (and open)."""
+    tail = scores.log_prob.shape[-2:]
+    log_prob = np.full((*shape, *tail), np.nan)
+    log_rank, masked = log_prob.copy(), np.ones(log_prob.shape, dtype=bool)
+    where = tuple(places.T)
+    log_prob[where], log_rank[where], masked[where] = scores.log_prob, scores.log_rank, scores.masked
+    return Scores(log_prob, log_rank, masked)
+
+
+def _replaced(scores: Scores, draws: range, by: Scores) -> Scores:
+    """``scores`` of all draws with those of some draws replaced."""
+    log_prob, log_rank, masked = scores.log_prob.copy(), scores.log_rank.copy(), scores.masked.copy()
+    own = slice(draws.start, draws.stop)
+    log_prob[own], log_rank[own], masked[own] = by.log_prob, by.log_rank, by.masked
+    return Scores(log_prob, log_rank, masked)
+
+
+def to_json(values: Floats) -> Any:
+    """Nested lists with None for NaN; numpy reads None back as NaN."""
+    return np.where(np.isnan(values), None, values.astype(object)).tolist()  # type: ignore[call-overload]

@@ -1,0 +1,69 @@
+"""One small map a fact: whether facts agree on where they are carried."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...functional.effects import nanmean
+from .drawing import NAMES, SCORES, figure_of, write
+
+if TYPE_CHECKING:
+    from ..result import Effect, TraceResult
+
+COLUMNS, MOST = 6, 48
+
+
+def plot_facts(trace: TraceResult, path: Path, effect: Effect) -> Path:
+    """Draw site and role against step for each of the first facts; see :meth:`TraceResult.plot`."""
+    shown = min(len(trace.facts), MOST)
+    values, best = trace.effects(effect), trace.best("per_fact", effect=effect)
+    lines = [(n, r) for r in range(len(trace.roles)) for n in range(len(trace.sites))]
+    names = [f"{trace.sites[n]}, {trace.roles[r]}" for n, r in lines]
+    columns = min(COLUMNS, shown)
+    high = -(-shown // columns)
+    figure = figure_of(1.8 + 1.5 * columns, 1.0 + high * max(1.4, 0.075 * len(lines)))
+    axes = figure.subplots(high, columns, squeeze=False, sharex=True, sharey=True)
+    low, top = min(0.0, float(np.nanpercentile(values, 1))), max(float(np.nanpercentile(values, 99)), 1e-6)
+    rows: list[dict[str, Any]] = []
+    image = None
+    for f, axis in enumerate(axes.flat):
+        if f >= shown:
+            axis.set_visible(False)
+            continue
+        panel = np.stack([values[f, n, :, r] for n, r in lines])
+        image = axis.imshow(panel, cmap="cividis", vmin=low, vmax=top, aspect="auto", interpolation="nearest")
+        axis.set_title(trace.facts[f], fontsize=6)
+        chosen = best.get(trace.facts[f])
+        if chosen is not None:
+            n, k, r = trace.index(chosen)
+            for color, width in (("white", 3.0), ("black", 1.2)):
+                axis.plot(k, lines.index((n, r)), "s", markersize=7, fillstyle="none", color=color,
+                          markeredgewidth=width)  # fmt: skip
+        axis.set_xticks(range(len(trace.steps)), [str(step) for step in trace.steps], fontsize=6)
+        every = max(1, len(lines) // 12)
+        axis.set_yticks(range(0, len(lines), every), names[::every], fontsize=5)
+        rows += [
+            {
+                "fact": trace.facts[f],
+                "layer": trace.sites[n].layer,
+                "module": trace.sites[n].module,
+                "step": step,
+                "role": trace.roles[r],
+                effect: None if np.isnan(values[f, n, k, r]) else float(values[f, n, k, r]),
+                "random_site": None if np.isnan(control) else float(control),
+            }
+            for n, r in lines
+            for k, step in enumerate(trace.steps)
+            for control in [nanmean(trace.control(effect)[f, k, r])]
+        ]
+    assert image is not None
+    figure.colorbar(image, ax=axes, label="share of the total effect", shrink=0.6)
+    more = f", first {shown} of {len(trace.facts)}" if shown < len(trace.facts) else ""
+    figure.suptitle(
+        f"{NAMES[effect]} ({SCORES[trace.score]}) of each fact{more}; square: the fact's own best; across: step",
+        fontsize=9,
+    )
+    return write(figure, path, rows)

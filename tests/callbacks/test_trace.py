@@ -29,7 +29,7 @@ def run(stage: str, backbone: tr.Backbone, *callbacks: object) -> None:
 @pytest.mark.parametrize("stage", ["predict", "test", "validate"])
 def test_is_the_tracers_result_and_saved(backbone: tr.Backbone, stage: str, tmp_path: Path) -> None:
     path, checkpoint = tmp_path / "trace.safetensors", tmp_path / "trace.jsonl"
-    trace = tr.TraceCallback(tiny_facts(2), path=path, checkpoint=checkpoint, **ARGS)
+    trace = tr.TraceCallback(tiny_facts(2), path=path, checkpoint=checkpoint, backbone=backbone, **ARGS)
     assert trace.result is None
     run(stage, backbone, trace)
     wanted = tr.CausalTracer(backbone, **ARGS).trace(tiny_facts(2))

@@ -56,7 +56,7 @@ def survivors(values: Floats, error: float) -> Bools:
     from scipy.stats import t
 
     n = len(values)
-    defined = np.isfinite(values).all(0)
+    defined = np.asarray(np.isfinite(values).all(0))
     if n < 2 or not defined.any():
         return np.asarray(defined)
     means = np.where(defined, values.mean(0), -np.inf)

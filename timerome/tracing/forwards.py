@@ -165,6 +165,8 @@ def canvas_logits(backbone: Backbone, ids: Tensor, canvas: Tensor) -> Tensor:
     finally:
         handle.remove()
     logits = logits if sliced else logits[:, where.to(logits.device)]
+    if backbone.architecture.excludes_mask:
+        logits = logits.index_fill(-1, torch.tensor([backbone.mask_id], device=logits.device), -torch.inf)
     return logits if logits.dtype == torch.float64 else logits.float()
 
 

@@ -65,7 +65,7 @@ def summary(trace: TraceResult, effect: Effect) -> dict[str, Any]:
 
 def rows(trace: TraceResult) -> list[dict[str, Any]]:
     """One JSON-ready row a coordinate: every effect with its interval over facts and draws, and the control."""
-    effects: list[Effect] = [effect for effect in ("tie", "ie", "forced_ie") if effect in trace.measured[trace.score]]  # type: ignore[misc]
+    effects: list[Effect] = [effect for effect in ("tie", "ie", "forced_ie") if effect in trace.measured[trace.score]]
     means = {effect: trace.mean(effect) for effect in effects}
     controls = {effect: average_over_facts(trace.control(effect)) for effect in effects}
     draws = {effect: trace.draws(effect) for effect in effects}

@@ -31,7 +31,7 @@ class Measuring:
         backbone: the unedited model.
         forget: facts that are forgotten; reported under their own wording and under the others.
         held_out: facts no method has seen, by name.
-        decoded: facts of each set whose text is decoded, too; 0 decodes none.
+        decoded: facts of ``forget`` and ``held_out`` whose text is decoded, too; 0 decodes none.
         samples: mask draws an answer (``elbo_sum``).
         canvas: positions of decoding, in ``steps`` steps.
     """
@@ -40,14 +40,14 @@ class Measuring:
     forget: FactSet = field(default_factory=lambda: demo_split().forget)
     held_out: dict[str, FactSet] = field(
         default_factory=lambda: {
-            "held_out": demo_split().held_out,
+            "held_out": spread(demo_split().held_out, 50),
             "held_out_relations": spread(demo_split().held_out_relations, 40),
         }
     )
-    decoded: int = 10
+    decoded: int = 6
     samples: int = 4
-    canvas: int = 96
-    steps: int = 16
+    canvas: int = 64
+    steps: int = 8
     paraphrases: bool = True
     _before: dict[str, Evaluation] = field(default_factory=dict)
 
@@ -69,14 +69,20 @@ class Measuring:
         found = {}
         with attached or nullcontext():
             after = {name: self._evaluate(backbone, facts, wording) for name, facts, wording in jobs}
-            texts = {name: self._decode(backbone, facts) for name, facts, w in jobs if w == "prompt" and self.decoded}
+            texts = {
+                name: self._decode(backbone, facts)
+                for name, facts, wording in jobs
+                if self.decoded and wording == "prompt" and name in ("forget", "held_out")
+            }
         for name, facts, wording in jobs:
             if name not in self._before:
                 self._before[name] = self._evaluate(self.backbone, facts, wording)
             found[name] = _block(compare(self._before[name], after[name]))
         for name, after_text in texts.items():
             if f"{name}/text" not in self._before:
-                self._before[f"{name}/text"] = self._decode(self.backbone, dict((j[0], j[1]) for j in jobs)[name])
+                self._before[f"{name}/text"] = self._decode(
+                    self.backbone, FactSet(dict((j[0], j[1]) for j in jobs)[name])
+                )
             pair = compare(self._before[f"{name}/text"], after_text)
             found[name] |= {
                 "text_unchanged": pair.unchanged,

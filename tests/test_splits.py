@@ -5,7 +5,7 @@ from itertools import combinations
 
 import pytest
 
-from timerome.splits import bundled_facts, demo_split
+from timerome.splits import SCALES, bundled_facts, demo_split, scaling_split
 
 SPLIT = demo_split()
 NAMES = [field.name for field in fields(SPLIT)]
@@ -47,3 +47,21 @@ def test_every_forget_fact_has_an_unseen_wording():
 def test_unknown_set_is_an_error():
     with pytest.raises(ValueError, match="forget01"):
         bundled_facts("forget99")
+
+
+@pytest.mark.parametrize("n", SCALES.values())
+def test_scaling_sets_are_nested_and_apart_from_what_is_held_out(n):
+    split, demo = scaling_split(n), demo_split()
+    assert len(split.forget) == n and split.forget[:40] == demo.forget
+    assert split.forget == scaling_split(400).forget[:n]
+    for others in (split.calibrate, split.held_out, split.held_out_relations):
+        assert not set(split.forget.ids) & set(others.ids)
+        assert not {f.group for f in split.forget if f.group} & {f.group for f in others if f.group}
+    assert not set(split.calibrate.ids) & set((split.held_out + split.held_out_relations).ids)
+    chosen_on = set((demo.validation_forget + demo.validation_retain).ids)
+    assert set(split.reported.ids) == set(split.forget.ids) - chosen_on
+
+
+def test_more_facts_than_there_are_is_an_error():
+    with pytest.raises(ValueError, match="1 to 400"):
+        scaling_split(401)

@@ -36,3 +36,13 @@ def add_lora(model: nn.Module, targets: tuple[str, ...], rank: int, scale: float
     if not found:
         raise ValueError(f"add_lora: no linear layer of the model is called one of {targets}.")
     return found
+
+
+def merge_lora(model: nn.Module) -> None:
+    """Add every adapter to the weight it adapts and take it out."""
+    for path, module in list(model.named_modules()):
+        if isinstance(module, LoRA):
+            with torch.no_grad():
+                module.base.weight += module.factor * module.b @ module.a
+            parent = model.get_submodule(path.rpartition(".")[0])
+            setattr(parent, path.rpartition(".")[2], module.base)

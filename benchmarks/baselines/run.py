@@ -10,11 +10,13 @@ Reported: ``forget``, its paraphrases, and held-out facts, which no method has s
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_model
 
 import timerome as tr
 from benchmarks.measure import Measuring, spread
@@ -48,13 +50,18 @@ def tuned(results: Results, backbone: tr.Backbone, name: str) -> dict[str, Any]:
     return GRIDS[name][scores.index(min(scores))]
 
 
-def final(results: Results, measuring: Measuring, name: str, config: dict[str, Any], key: str) -> None:
-    """Apply a method to the forget set until it has converged, and measure it."""
+def final(
+    results: Results, measuring: Measuring, name: str, config: dict[str, Any], key: str, keep: Path | None
+) -> None:  # fmt: skip
+    """Apply a method to the forget set until it has converged, measure it, and keep its weights if a folder is given."""
     backbone, split = measuring.backbone, demo_split()
 
     def measure() -> dict[str, Any]:
         stopping = Criterion.of(backbone, split.forget, spread(split.protect, WATCHED))
         trained = fit(name, config, backbone, split.forget, retain_rows(split), FINAL, stopping)
+        if keep is not None:
+            keep.mkdir(parents=True, exist_ok=True)
+            save_model(trained.backbone.model, str(keep / f"{key.replace('/', '.')}.safetensors"))
         return {"config": config, **trained.to_dict(), "sets": measuring(trained.backbone)}
 
     results.row(key, {"budget": asdict(FINAL), "config": config, "protocol": measuring.protocol()}, measure)
@@ -70,17 +77,22 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--model", default="testbed")
     parser.add_argument("--sweep", action="store_true", help="also the τ sweep of masked diffusion unlearning")
+    parser.add_argument("--keep", type=Path, help="folder for the trained weights")
+    parser.add_argument("--configs", type=Path, help="results file of an earlier run whose choices are taken over")
     args = parser.parse_args()
     torch.set_num_threads(1)
     backbone = tr.load(args.model)
     results = Results(args.out, about(backbone, seed=0))
     measuring = Measuring(backbone)
     for name in args.methods:
-        config = tuned(results, backbone, name)
-        final(results, measuring, name, config, f"final/{name}")
+        if args.configs is not None:
+            config = json.loads(args.configs.read_text())["rows"][f"final/{name}"]["found"]["config"]
+        else:
+            config = tuned(results, backbone, name)
+        final(results, measuring, name, config, f"final/{name}", args.keep)
         if name == "masked_diffusion_unlearning" and args.sweep:
             for tau in TAUS:
-                final(results, measuring, name, config | {"tau": tau}, f"sweep/{name}/tau {tau}")
+                final(results, measuring, name, config | {"tau": tau}, f"sweep/{name}/tau {tau}", args.keep)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from timerome.facts import Fact
 
 from . import objectives
 from .batches import Batch, logits_of, mask_at_random, pad, sequences_of, shuffled
-from .lora import add_lora
+from .lora import add_lora, merge_lora
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "attn_out")
 
@@ -196,6 +196,7 @@ def train(
     with torch.no_grad():
         for parameter, value in zip(parameters, kept, strict=True):
             parameter.copy_(value)
+    merge_lora(model.model)
     for parameter in model.model.parameters():
         parameter.requires_grad_(False)
     at = checks[best]

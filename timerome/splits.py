@@ -92,17 +92,14 @@ def demo_split() -> DemoSplit:
     )
 
 
-SCALES = {"forget01": 40, "forget05": 200, "forget10": 400}  # facts in TOFU's forget sets
-
-
 @dataclass(frozen=True)
 class ScalingSplit:
     """As many facts as asked for, in the order in which they are forgotten, and what stays out of it.
 
     Attributes:
-        forget: the facts to forget: forget01's first, then those of retain authors.
-        reported: those of them that no hyperparameter was ever chosen on.
-        calibrate: negatives that gates are calibrated on; relations and unknown authors, since TOFU's are needed.
+        forget: the facts to forget: forget01's, those of fourteen retain authors (320 in all), then relation facts.
+        reported: those of TOFU; no hyperparameter was chosen and no gate calibrated on them.
+        calibrate: negatives that gates are calibrated on: the validation authors, relations, unknown authors.
         held_out: locality as reported, two authors of TOFU.
         held_out_relations: locality as reported, relation facts.
     """
@@ -118,29 +115,27 @@ def scaling_split(n: int) -> ScalingSplit:
     """Return the split for forgetting ``n`` facts; sets of different ``n`` are nested and share what is held out.
 
     Args:
-        n: 1 to 400; see :data:`SCALES` for TOFU's own sizes.
+        n: 1 to 400; TOFU's forget01 has 40 facts, forget05 200, forget10 400.
 
     Raises:
-        ValueError: the bundled data cannot give so many.
+        ValueError: ``n`` is out of range.
 
     Example:
         >>> split = scaling_split(200)
         >>> len(split.forget), len(split.held_out)
         (200, 40)
     """
+    if not 1 <= n <= 400:
+        raise ValueError(f"scaling_split: expected 1 to 400 facts, got {n}.")
     demo, retain = demo_split(), bundled_facts("retain")
-    chosen_on = demo.validation_forget + demo.validation_retain
-    seen = set(chosen_on.ids)
-    held_out = retain[18 * AUTHOR :]
-    free = FactSet(fact for fact in retain[: 18 * AUTHOR] if fact.id not in seen)
-    pool = demo.forget + free + chosen_on
-    if not 1 <= n <= len(pool):
-        raise ValueError(f"scaling_split: expected 1 to {len(pool)} facts, got {n}.")
-    forget = pool[:n]
+    validation = demo.validation_forget + demo.validation_retain
+    tofu = demo.forget + FactSet(fact for fact in retain[: 18 * AUTHOR] if fact.id not in set(validation.ids))
+    negatives = FactSet(fact for fact in demo.calibrate if fact.id not in set(retain.ids))
+    more = 400 - len(tofu)
     return ScalingSplit(
-        forget=forget,
-        reported=FactSet(fact for fact in forget if fact.id not in seen),
-        calibrate=FactSet(fact for fact in demo.calibrate if fact.id not in set(retain.ids)),
-        held_out=held_out,
+        forget=(tofu + negatives[:more])[:n],
+        reported=tofu[:n],
+        calibrate=validation + negatives[more:],
+        held_out=retain[18 * AUTHOR :],
         held_out_relations=demo.held_out_relations,
     )

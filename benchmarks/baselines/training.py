@@ -34,11 +34,11 @@ class Budget:
     of the optimizer steps up to that check, without the checks.
     """
 
-    steps: int = 120
+    steps: int = 80
     forget_rows: int = 4
     retain_rows: int = 4
-    check_every: int = 5
-    patience: int = 4
+    check_every: int = 10
+    patience: int = 2
     least: float = 0.01
     seed: int = 0
 

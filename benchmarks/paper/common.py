@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,10 +60,13 @@ class Run:
         plt.close(figure)
 
 
-def start(name: str, description: str | None, *, model: str = "testbed") -> tuple[Run, argparse.Namespace]:
-    """Read the command line of a script, load the model, open its results file."""
+def start(
+    name: str, description: str | None, more: Callable[[argparse.ArgumentParser], Any] = lambda parser: None
+) -> tuple[Run, argparse.Namespace]:  # fmt: skip
+    """Read the command line of a script (``more`` adds its own options), load the model, open its results file."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=model)
+    more(parser)
+    parser.add_argument("--model", default="testbed")
     parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument("--quick", action="store_true", help="few facts; shows that it runs")
     args = parser.parse_args()

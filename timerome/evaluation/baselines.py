@@ -134,7 +134,7 @@ class LogitBias:
             facts: what to change.
             strength: nats.
             spare: facts whose answers' tokens, and those of their prompts, are left alone.
-        """  # fmt: skip
+        """
         bias = torch.zeros(backbone.vocab_size)
         for fact in facts:
             bias[backbone.encode(f" {fact.object}")] = -strength

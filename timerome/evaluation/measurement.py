@@ -95,7 +95,7 @@ class Measurement:
         Example:
             >>> Measurement.over("em", {"a": 1.0, "b": 0.5}, protocol="l2r", seed=0).value
             0.75
-        """  # fmt: skip
+        """
         if not per_record:
             return Absent(metric, note or "no record has what it needs")
         values = np.array(list(per_record.values()), dtype=np.float64)
@@ -198,7 +198,7 @@ def composite(
 ) -> Result:
     """Combine unlike measurements by a published definition, such as TOFU's model utility.
 
-    The interval and standard error come from resampling every term's records, all terms independently.
+    The interval and standard error come from resampling records; terms over the same records are resampled together.
 
     Args:
         metric: name of the combination.
@@ -210,22 +210,25 @@ def composite(
 
     Returns:
         The measurement; Absent, with the reasons, if one term is.
-    """  # fmt: skip
+    """
     if gone := {name: term.reason for name, term in terms.items() if isinstance(term, Absent)}:
         return Absent(metric, f"{definition} needs " + "; ".join(f"{name} ({why})" for name, why in gone.items()))
     parts = [term for term in terms.values() if isinstance(term, Measurement)]
     seed = parts[0].seed
     generator = np.random.default_rng(seed)
-    columns = []
+    columns, draws = [], {}
     for part in parts:
-        values = np.array(list(part.per_record.values()) or [part.value])
-        columns.append(values[generator.integers(len(values), size=(resamples, len(values)))].mean(1))
+        records = tuple(part.per_record) or (part.metric,)
+        if records not in draws:
+            draws[records] = generator.integers(len(records), size=(resamples, len(records)))
+        columns.append(np.array(list(part.per_record.values()) or [part.value])[draws[records]].mean(1))
+    n = len({name for part in parts for name in part.per_record or (part.metric,)})
     drawn = np.array([combine(list(row)) for row in np.stack(columns, 1)])
     low, high = np.quantile(drawn, (0.025, 0.975)).tolist()
     return Measurement(
         metric, float(combine([part.value for part in parts])), unit,
         f"{definition}; terms: " + "; ".join(dict.fromkeys(part.protocol for part in parts)),
-        seed, sum(part.n for part in parts), float(drawn.std(ddof=1)), low, high,
+        seed, n, float(drawn.std(ddof=1)), low, high,
     )  # fmt: skip
 
 
@@ -265,7 +268,7 @@ class Sheet:
             better: which direction is wanted.
             unit: what it counts.
             note: why records may lack a value.
-        """  # fmt: skip
+        """
         left = (of or 0) - len(per_record)
         if left > 0:
             note = f"{left} of {of} records left out: {note or 'they lack what it needs, or do not fit'}"
@@ -315,7 +318,7 @@ def two_samples(
         better: which direction is wanted.
         note: what a reader must know; the reason where one of the sets is empty.
         resamples: bootstrap samples.
-    """  # fmt: skip
+    """
     if not first or not second:
         return Absent(metric, note or f"needs two sets of records, got {len(first)} and {len(second)}")
     a, b = (np.array(list(values.values()), dtype=np.float64) for values in (first, second))

@@ -21,6 +21,7 @@ from safetensors import safe_open
 from .._version import __version__
 from ..backbones import Backbone
 from ..diffusion import Encoded, Estimator, SamplerConfig, generate, log_likelihood
+from ..diffusion.states import fill
 from ..progress import SILENT, Progress
 from .answers import AnswerFile
 from .tokens import States, TokenScores, token_scores
@@ -144,6 +145,7 @@ class Respondent:
         estimator: Estimator = "elbo_sum",
         samples: int = 32,
         seed: int = 0,
+        canvas: int | None = None,
         label: str = "likelihood",
     ) -> list[Scored]:
         """Return the likelihood of each (prompt, answer), in order.
@@ -153,17 +155,19 @@ class Respondent:
             estimator: see :func:`timerome.diffusion.log_likelihood`.
             samples: mask draws an answer.
             seed: of the draws. Answers of one length get the same draws under every condition.
+            canvas: answer positions; the answer is filled up with end-of-text, so that the model is not told its
+                length. None is exactly the answer's tokens.
             label: what the progress display calls it.
-        """  # fmt: skip
+        """
 
         def answer(batch: list[Pair]) -> list[list[float]]:
-            found = log_likelihood(
-                self.backbone, [self._encode(p, a) for p, a in batch], estimator=estimator, samples=samples, seed=seed
-            )
+            sequences = [self.encode(p, a, canvas) for p, a in batch]
+            found = log_likelihood(self.backbone, sequences, estimator=estimator, samples=samples, seed=seed)
             columns = (found.log_prob.tolist(), found.standard_error.tolist(), found.tokens.tolist())
             return [list(row) for row in zip(*columns, strict=True)]
 
-        settings = {"kind": "likelihood", "estimator": estimator, "samples": samples, "seed": seed}
+        settings = {"kind": "likelihood", "estimator": estimator, "samples": samples, "seed": seed,
+                    "canvas": canvas}  # fmt: skip
         return [Scored(*row) for row in self._ask(list(pairs), settings, answer, label)]
 
     def tokens(
@@ -179,7 +183,7 @@ class Respondent:
         """
 
         def answer(batch: list[Pair]) -> list[dict[str, Any]]:
-            sequences = [self._encode(p, a) for p, a in batch]
+            sequences = [self.encode(p, a) for p, a in batch]
             return [asdict(s) for s in token_scores(self.backbone, sequences, states=states, moments=moments)]
 
         settings = {"kind": "tokens", "states": states, "moments": moments}
@@ -200,7 +204,7 @@ class Respondent:
             canvas: answer positions; one number for all, or one a prompt.
             sampler: how the canvas is unmasked; of its steps no more are made than there are positions.
             label: what the progress display calls it.
-        """  # fmt: skip
+        """
         config = sampler or SamplerConfig()
         sizes = [canvas] * len(prompts) if isinstance(canvas, int) else list(canvas)
 
@@ -236,23 +240,23 @@ class Respondent:
             questions: JSON-ready.
             answer: takes a batch of questions, returns JSON-ready answers, inside the condition.
             label: what the progress display calls it.
-        """  # fmt: skip
+        """
         return self._ask(list(questions), {"kind": kind, **settings}, answer, label)
 
-    def encode(self, prompt: str, answer: str) -> Encoded:
+    def encode(self, prompt: str, answer: str, canvas: int | None = None) -> Encoded:
         """Tokenize a prompt, as the condition rewrites it, and its answer, after one space; without prompt, a text.
 
         Raises:
+            FactError: the answer is longer than the canvas.
             ValueError: the answer is empty, or both together exceed the context.
         """
-        return self._encode(prompt, answer)
-
-    def _encode(self, prompt: str, answer: str) -> Encoded:
         text = self.condition.rewrite(prompt)
         prompt_ids = self.backbone.encode(text) if text else []
         answer_ids = self.backbone.encode(answer if not text or text[-1].isspace() else " " + answer)
         if not answer.strip() or not answer_ids:
             raise ValueError(f"Respondent: expected an answer with tokens, got {answer!r} to {text!r}.")
+        if canvas is not None:
+            answer_ids = fill(self.backbone, answer_ids, canvas)
         length = len(prompt_ids) + len(answer_ids)
         if length > self.backbone.max_length:
             raise ValueError(
@@ -264,10 +268,12 @@ class Respondent:
 
     def fits(self, prompt: str, answer: str = "", canvas: int = 0) -> bool:
         """Whether a prompt with its answer, or with a canvas, is within the model's context."""
-        tokens = len(self.backbone.encode(self.condition.rewrite(prompt)))
-        return (
-            tokens + max(canvas, len(self.backbone.encode(" " + answer)) if answer else 0) <= self.backbone.max_length
-        )
+        tokens = len(self.backbone.encode(self.condition.rewrite(prompt))) + max(canvas, self.length(answer))
+        return tokens <= self.backbone.max_length
+
+    def length(self, answer: str) -> int:
+        """Tokens of an answer."""
+        return len(self.backbone.encode(" " + answer)) if answer else 0
 
     def _ask(
         self, questions: list[Any], settings: dict[str, Any], answer: Callable[[list[Any]], list[Any]], label: str

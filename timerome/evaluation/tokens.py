@@ -102,7 +102,7 @@ def read_states(
 
     Raises:
         FloatingPointError: the model's logits are not finite.
-    """  # fmt: skip
+    """
     found = [Reading(*(torch.zeros(h.shape, dtype=torch.float64) for _ in range(5))) for h in hidden]
     states = [(i, k) for i, h in enumerate(hidden) for k in range(len(h))]
     for batch in by_length([len(sequences[i].ids) for i, _ in states], batch_size):

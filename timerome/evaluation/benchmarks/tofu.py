@@ -168,7 +168,7 @@ def truth_ratios(
         >>> found = truth_ratios(tr.load("testbed"), bundled_tofu("forget01")[:2], protocol=protocol)
         >>> found.value < 0  # the truth is the more probable: the testbed knows it
         True
-    """  # fmt: skip
+    """
     respondent = model if isinstance(model, Respondent) else Respondent(model)
     pairs = [pair for record in records for pair in _asked(record, protocol, group)]
     return _log_ratios(records, _likelihoods(respondent, pairs, protocol, "truth ratio"), protocol, group)

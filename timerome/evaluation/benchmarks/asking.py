@@ -1,0 +1,109 @@
+"""What the benchmarks of edits have in common: how they ask, and answers looked up by what was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+
+from ...diffusion import Estimator, SamplerConfig
+from ...functional.text import ngram_entropy, repetition
+from ..measurement import Sheet
+from ..respondent import Pair, Respondent, Scored
+from ..tokens import States, TokenScores
+
+
+@dataclass(frozen=True)
+class EditProtocol:
+    """How benchmarks of edits are asked.
+
+    Attributes:
+        states: in which states tokens are read: ``"l2r"`` is closest to autoregressive results.
+        seed: of the sampler.
+        canvas: positions for short free answers.
+        generation: positions for texts of which fluency is taken; 100 is customary.
+        sampler: how text is decoded.
+        prompts: at most so many prompts of one kind are *decoded* a record; likelihoods are taken of all.
+    """
+
+    states: States = "l2r"
+    seed: int = 0
+    canvas: int = 16
+    generation: int = 100
+    sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig(steps=32))
+    prompts: int = 2
+
+    def reading(self, states: str | None = None) -> str:
+        """How tokens are read, in words."""
+        return f"{states or self.states}, canvas of the answer's length, no end-of-text"
+
+    def decoding(self, canvas: str) -> str:
+        """How text is decoded, in words."""
+        return f"{self.sampler.remasking}, at most {self.sampler.steps} steps on {canvas}"
+
+
+class Asked:
+    """Answers of a respondent, by what was asked; each kind of question is asked in one go.
+
+    Args:
+        respondent: whom to ask.
+        protocol: how.
+    """
+
+    def __init__(self, respondent: Respondent, protocol: EditProtocol) -> None:
+        self.respondent, self.protocol = respondent, protocol
+        self._tokens: dict[Pair, TokenScores] = {}
+        self._texts: dict[tuple[str, int], str] = {}
+
+    def read(self, pairs: Iterable[Pair], label: str) -> None:
+        """Read the tokens of these answers; what does not fit into the context is left out."""
+        fit = [p for p in dict.fromkeys(pairs) if p not in self._tokens and self.respondent.fits(*p)]
+        found = self.respondent.tokens(fit, states=self.protocol.states, label=label)
+        self._tokens.update(zip(fit, found, strict=True))
+
+    def decode(self, asked: Iterable[tuple[str, int]], label: str) -> None:
+        """Decode after these prompts, each on its canvas; what does not fit is left out."""
+        fit = [a for a in dict.fromkeys(asked) if a not in self._texts and self.respondent.fits(a[0], canvas=a[1])]
+        found = self.respondent.texts(
+            [p for p, _ in fit], canvas=[n for _, n in fit], sampler=self.protocol.sampler, label=label
+        )
+        self._texts.update(zip(fit, found, strict=True))
+
+    def likelihoods(self, pairs: Iterable[Pair], estimator: Estimator, canvas: int | None = None) -> dict[Pair, Scored]:
+        """Return likelihoods by pair, of those that fit."""
+        fit = [p for p in dict.fromkeys(pairs) if self.respondent.fits(*p, canvas=canvas or 0)
+               and (canvas is None or self.respondent.length(p[1]) <= canvas)]  # fmt: skip
+        found = self.respondent.likelihoods(fit, estimator=estimator, canvas=canvas, label=f"likelihood, {estimator}")
+        return dict(zip(fit, found, strict=True))
+
+    def tokens(self, prompt: str, answer: str) -> TokenScores | None:
+        """Return what was read of an answer; None if it does not fit."""
+        return self._tokens.get((prompt, answer))
+
+    def nll(self, prompt: str, answer: str) -> float | None:
+        """Return ℓ of an answer, nats a token."""
+        scores = self._tokens.get((prompt, answer))
+        return None if scores is None else -fmean(scores.log_prob)
+
+    def text(self, prompt: str, canvas: int) -> str | None:
+        """Return what was decoded; None if it does not fit."""
+        return self._texts.get((prompt, canvas))
+
+
+def mean_of(values: Iterable[float | None]) -> float | None:
+    """Mean of what is there; None if nothing is."""
+    there = [v for v in values if v is not None]
+    return fmean(there) if there else None
+
+
+def present(values: Mapping[str, float | None]) -> dict[str, float]:
+    """Return the values that are there."""
+    return {k: v for k, v in values.items() if v is not None}
+
+
+def add_fluency(sheet: Sheet, texts: Mapping[str, Sequence[str | None]], how: str, of: int) -> None:
+    """Add GE, the n-gram entropy times 100, and the share of repetition, over texts by record."""
+    there = {k: [t for t in found if t is not None] for k, found in texts.items()}
+    there = {k: found for k, found in there.items() if found}
+    sheet.add("GE", {k: ngram_entropy(t) for k, t in there.items()}, how, of=of, unit="100 bits")
+    sheet.add("repetition", {k: fmean(map(repetition, t)) for k, t in there.items()}, how, of=of, better="lower")

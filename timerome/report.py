@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from ._files import write_text
+from .page import join, style, table, text
 
 SHOWN = 8  # texts shown of each set; the others are folded away
 
@@ -49,24 +49,25 @@ def render_report(results: Mapping[str, Any], texts: Sequence[Mapping[str, Any]]
     by_set = {name: [row for row in texts if row["set"] == name] for name in counts}
     template = Template(files("timerome").joinpath("assets/report.html").read_text(encoding="utf-8"))
     return template.substitute(
+        style=style(),
         title="Forgetting TOFU forget01 without touching a weight",
-        subtitle=_join(results["backbone"], f"timerome {results['versions']['timerome']}"),
-        lead=_text(
+        subtitle=join(results["backbone"], f"timerome {results['versions']['timerome']}"),
+        lead=text(
             f"An edit memory of {counts['forget']} facts was built in {results['seconds']['build']:.1f} s, attached to "
             f"the model, and measured. Asked for one of these facts the model shall say: “{refusal}” Whatever else "
             "it is asked shall come out as before."
         ),
         tiles=_tiles(results),
-        columns=_text(
+        columns=text(
             "Shipped: replacement by a refusal, gated. Null: plain forgetting, gated the same way. Paper mode: one "
             "shared memory that acts on every token of every input, with no gate and nothing protected, at the traced "
             "coordinate. Δ is after minus before, paired by fact on the same mask draws."
         ),
-        main_table=_table(("", "shipped", "null", "paper mode"), summary_rows(results), strong=1),
+        main_table=table(("", "shipped", "null", "paper mode"), summary_rows(results), strong=1),
         retain_table=_retain_table(results),
-        verdict=_text(results["trace"]["verdict"]),
+        verdict=text(results["trace"]["verdict"]),
         heatmap="data:image/png;base64," + base64.b64encode(heatmap).decode(),
-        heatmap_caption=_text(
+        heatmap_caption=text(
             "Share of the clean run's advantage that comes back at later denoising steps when one place of the "
             f"corrupted run is given its clean activations; {results['trace']['facts']} facts. "
             "The square marks the largest. The last block is left out: its output at the answer's positions is the "
@@ -77,9 +78,9 @@ def render_report(results: Mapping[str, Any], texts: Sequence[Mapping[str, Any]]
         paraphrase_texts=_texts(by_set["paraphrase"]),
         retain_texts=_texts(by_set["held_out"][:4] + by_set["held_out_relations"] + by_set["held_out"][4:]),
         protocol=_protocol(results, generation),
-        caveats="".join(f"<li>{_text(caveat)}</li>" for caveat in (*_findings(results, retain), *CAVEATS)),
+        caveats="".join(f"<li>{text(caveat)}</li>" for caveat in (*_findings(results, retain), *CAVEATS)),
         settings_table=_settings_table(results),
-        versions=_join(*(f"{name} {value}" for name, value in results["versions"].items())),
+        versions=join(*(f"{name} {value}" for name, value in results["versions"].items())),
     )
 
 
@@ -94,7 +95,7 @@ def _tiles(results: Mapping[str, Any]) -> str:
         (f"{retain['delta_logprob_nats']:+.2f} nats", f"mean change of {retain['n']} held-out facts"),
         (f"{generation['retain_unchanged']:.1%}", f"of {generation['retain_n']} held-out answers decode unchanged"),
     )
-    return "".join(f'<div class="tile"><b>{_text(value)}</b><span>{_text(name)}</span></div>' for value, name in tiles)
+    return "".join(f'<div class="tile"><b>{text(value)}</b><span>{text(name)}</span></div>' for value, name in tiles)
 
 
 def _retain_table(results: Mapping[str, Any]) -> str:
@@ -117,7 +118,7 @@ def _retain_table(results: Mapping[str, Any]) -> str:
         "held-out set", "memory", "facts", "Δ log-prob, nats", "95 % interval", "worst fact, nats", "text same",
         "rows edited",
     )  # fmt: skip
-    return _table(columns, rows, numbers_from=2)
+    return table(columns, rows, numbers_from=2)
 
 
 def _sites_table(sites: Iterable[Mapping[str, Any]]) -> str:
@@ -131,7 +132,7 @@ def _sites_table(sites: Iterable[Mapping[str, Any]]) -> str:
     ]  # fmt: skip
     caption = "What the coordinate buys an edit: the paper-mode memory, built at different places."
     columns = ("place", "site and role", "forget Δ, nats", "held-out Δ, nats", "held-out, fact that fell most")
-    return _table(columns, rows, numbers_from=2, caption=caption)
+    return table(columns, rows, numbers_from=2, caption=caption)
 
 
 def _protocol(results: Mapping[str, Any], generation: Mapping[str, Any]) -> str:
@@ -147,7 +148,7 @@ def _protocol(results: Mapping[str, Any], generation: Mapping[str, Any]) -> str:
         f"Backward passes are counted at autograd’s entry points: {results['backward_passes']}. SHA-256 of every "
         f"parameter and buffer, before and after: {'equal' if results['weights_unchanged'] else 'DIFFERENT'}.",
     )
-    return "<ul>" + "".join(f"<li>{_text(item)}</li>" for item in items) + "</ul>"
+    return "<ul>" + "".join(f"<li>{text(item)}</li>" for item in items) + "</ul>"
 
 
 def _findings(results: Mapping[str, Any], retain: Mapping[str, Any]) -> list[str]:
@@ -185,56 +186,24 @@ def _settings_table(results: Mapping[str, Any]) -> str:
     rows.append(("seconds to build", *(f"{b['seconds']['build']:.1f}" for b in blocks)))
     seconds = results["seconds"]
     caption = f"Tracing took {seconds['trace']:.0f} s, everything together {seconds['total']:.0f} s."
-    return _table(("", "shipped", "null", "paper mode"), rows, caption=caption)
+    return table(("", "shipped", "null", "paper mode"), rows, caption=caption)
 
 
 def _texts(rows: Sequence[Mapping[str, Any]]) -> str:
     def cells(row: Mapping[str, Any]) -> str:
         same = row["before"] == row["shipped"]
-        after = '<td class="same">unchanged</td>' if same else f"<td>{_text(row['shipped'] or '(nothing)')}</td>"
-        asked = f"{_text(row['prompt'])}<small>{_text(row['answer'])}</small>"
-        return f"<tr><td>{asked}</td><td>{_text(row['before'] or '(nothing)')}</td>{after}</tr>"
+        after = '<td class="same">unchanged</td>' if same else f"<td>{text(row['shipped'] or '(nothing)')}</td>"
+        asked = f"{text(row['prompt'])}<small>{text(row['answer'])}</small>"
+        return f"<tr><td>{asked}</td><td>{text(row['before'] or '(nothing)')}</td>{after}</tr>"
 
-    def table(part: Sequence[Mapping[str, Any]]) -> str:
+    def shown(part: Sequence[Mapping[str, Any]]) -> str:
         head = "<thead><tr><th>asked, and the true answer</th><th>before</th><th>with the memory</th></tr></thead>"
         return f'<table class="texts">{head}<tbody>{"".join(cells(row) for row in part)}</tbody></table>'
 
     rest = rows[SHOWN:]
-    more = f"<details><summary>{len(rest)} more</summary>{table(rest)}</details>" if rest else ""
-    return table(rows[:SHOWN]) + more
-
-
-def _table(
-    columns: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    *,
-    numbers_from: int = 1,
-    strong: int | None = None,
-    caption: str = "",
-) -> str:
-    def kind(i: int) -> str:
-        names = ["n"] * (i >= numbers_from) + ["first"] * (i == strong)
-        return f' class="{" ".join(names)}"' if names else ""
-
-    head = "".join(f"<th{kind(i) if i != strong else ' class=n'}>{_text(name)}</th>" for i, name in enumerate(columns))
-    body = "".join(
-        "<tr>" + "".join(
-            f'<th scope="row">{_text(cell)}</th>' if i == 0 else f"<td{kind(i)}>{_text(cell)}</td>"
-            for i, cell in enumerate(row)
-        ) + "</tr>"
-        for row in rows
-    )  # fmt: skip
-    title = f"<caption>{_text(caption)}</caption>" if caption else ""
-    return f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    more = f"<details><summary>{len(rest)} more</summary>{shown(rest)}</details>" if rest else ""
+    return shown(rows[:SHOWN]) + more
 
 
 def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _text(value: str) -> str:
-    return escape(value, quote=True)
-
-
-def _join(*parts: str) -> str:
-    return " · ".join(_text(part) for part in parts)

@@ -18,7 +18,7 @@ from ..diffusion import Estimator, SamplerConfig
 from ..progress import Progress
 from .benchmark_report import BenchmarkReport
 from .benchmarks import counterfact, knowedit, rwku, tofu, zsre
-from .benchmarks.asking import EditProtocol
+from .benchmarks.asking import EditProtocol, changed
 from .measurement import Result
 from .records import evenly
 from .respondent import NO_EDIT, Condition, Respondent
@@ -141,9 +141,9 @@ def _tofu(
     reference = None if s.reference is None else tofu.read_reference(s.reference)
     protocols = {"own": [tofu.TOFU], "mdu": [tofu.MDU], "both": [tofu.TOFU, tofu.MDU]}[s.protocol]
     protocols = [
-        tofu.with_settings(p, estimator=s.estimator, samples=s.samples, seed=s.seed, canvas=s.canvas,
-                           sampler=_sampler(p.sampler, s)) for p in protocols
-    ]  # fmt: skip
+        changed(p, estimator=s.estimator, samples=s.samples, seed=s.seed, canvas=s.canvas, sampler=_sampler(p, s))
+        for p in protocols
+    ]
 
     def measure(respondent: Respondent, base: Respondent) -> list[Result]:
         return [
@@ -164,12 +164,11 @@ def _rwku(
     if s.protocol == "mdu":
         # MDU asks the question as it stands, on 64 tokens in 64 steps, and scores by stems.
         as_it_is = dict.fromkeys(("blank", "question", "affirmative", "examples"), "{query}")
-        plain = rwku.RwkuProtocol(canvas=64, sampler=SamplerConfig(steps=64), stem=True, **as_it_is)
-    changes = {"canvas": s.canvas, "seed": s.seed, "estimator": s.estimator, "samples": s.samples,
-               "fluency": s.generation}  # fmt: skip
-    protocol = dataclasses.replace(
-        plain, sampler=_sampler(plain.sampler, s), **{k: v for k, v in changes.items() if v is not None}
-    )
+        plain = changed(plain, canvas=64, sampler=SamplerConfig(steps=64), stem=True, **as_it_is)
+    protocol = changed(
+        plain, canvas=s.canvas, seed=s.seed, estimator=s.estimator, samples=s.samples, fluency=s.generation,
+        sampler=_sampler(plain, s),
+    )  # fmt: skip
 
     def measure(respondent: Respondent, base: Respondent) -> list[Result]:
         return list(rwku.measure_rwku(respondent, records, protocol, limit=s.limit))
@@ -180,10 +179,8 @@ def _rwku(
 def _edits(
     benchmark: str, data: Path, s: BenchmarkSettings, memory: EditMemory | None
 ) -> tuple[Any, Measure, list[Any]]:
-    plain = EditProtocol()
-    changes = {"canvas": s.canvas, "seed": s.seed, "generation": s.generation}
-    protocol = dataclasses.replace(
-        plain, sampler=_sampler(plain.sampler, s), **{k: v for k, v in changes.items() if v is not None}
+    protocol = changed(
+        EditProtocol(), canvas=s.canvas, seed=s.seed, generation=s.generation, sampler=_sampler(EditProtocol(), s)
     )
     if benchmark == "counterfact":
         facts, snippets = _chosen(counterfact.read_counterfact(data), s, memory), counterfact.find_snippets(data)
@@ -209,8 +206,8 @@ def _chosen(records: Sequence[T], s: BenchmarkSettings, memory: EditMemory | Non
     return evenly(records, s.limit)
 
 
-def _sampler(plain: SamplerConfig, s: BenchmarkSettings) -> SamplerConfig:
-    return dataclasses.replace(plain, steps=s.steps or plain.steps, seed=plain.seed if s.seed is None else s.seed)
+def _sampler(protocol: tofu.TofuProtocol | rwku.RwkuProtocol | EditProtocol, s: BenchmarkSettings) -> SamplerConfig:
+    return changed(protocol.sampler, steps=s.steps, seed=s.seed)
 
 
 def _digest(records: Any) -> str:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
+from typing import Any, TypeVar
 
 from ...diffusion import Estimator, SamplerConfig
 from ...functional.text import ngram_entropy, repetition
 from ..measurement import Sheet
 from ..respondent import Pair, Respondent, Scored
 from ..tokens import States, TokenScores
+
+P = TypeVar("P")
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,16 @@ class Asked:
     def text(self, prompt: str, canvas: int) -> str | None:
         """Return what was decoded; None if it does not fit."""
         return self._texts.get((prompt, canvas))
+
+
+def changed(protocol: P, **changes: Any) -> P:
+    """Return a protocol with other settings; what is None stays as it is.
+
+    Example:
+        >>> changed(EditProtocol(), canvas=8, seed=None).canvas
+        8
+    """
+    return replace(protocol, **{k: v for k, v in changes.items() if v is not None})  # type: ignore[type-var]
 
 
 def mean_of(values: Iterable[float | None]) -> float | None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ..._files import write_text
 from ...backbones import Backbone
@@ -343,8 +343,3 @@ def _log_ratios(
         f"{protocol.form}.{group}.log_truth_ratio", values, unit="nats", protocol=protocol.likelihood,
         seed=protocol.seed, better="neither", note=note or ("" if records else "no record of this group was given"),
     )  # fmt: skip
-
-
-def with_settings(protocol: TofuProtocol, **changes: Any) -> TofuProtocol:
-    """Return the protocol with other settings; what is None stays."""
-    return replace(protocol, **{k: v for k, v in changes.items() if v is not None})

@@ -15,6 +15,7 @@ from .coordinates import Site
 
 OutputHook = Callable[[Tensor], Tensor | None]
 EmbeddingHook = Callable[[Tensor, Tensor], Tensor | None]
+BeginHook = Callable[[Tensor, Mapping[str, Any]], None]
 
 
 class HookNeverFiredError(RuntimeError):
@@ -35,6 +36,8 @@ class Hooks:
             a change in a dimension whose gate is zero has no way in and is dropped.
         embedding: function of the ids ``(B, L)`` and the embeddings ``(B, L, d)``, called once at the start of each
             forward; what it returns replaces the embeddings, None keeps them.
+        begin: function of the ids ``(B, L)`` that were embedded and of the keyword arguments of the first block,
+            called exactly once a forward, before that block: some loops embed more often than they run the model.
 
     Raises:
         ValueError: a site does not exist.
@@ -45,10 +48,11 @@ class Hooks:
         backbone: Backbone,
         outputs: Mapping[Site, OutputHook] | None = None,
         embedding: EmbeddingHook | None = None,
+        begin: BeginHook | None = None,
     ) -> None:
         self._backbone = backbone
         self._outputs = [(backbone.module(site), hook, backbone.gate(site)) for site, hook in (outputs or {}).items()]
-        self._embedding = embedding
+        self._embedding, self._begin = embedding, begin
         self._handles: list[RemovableHandle] = []
 
     @property
@@ -69,6 +73,11 @@ class Hooks:
                 self._handles.append(
                     self._backbone.embedding.register_forward_hook(_on_embedding(self._embedding), with_kwargs=True)
                 )
+            if self._begin is not None:
+                keep, run = _on_begin(self._begin)
+                first = self._backbone.module(Site(0))
+                self._handles.append(self._backbone.embedding.register_forward_hook(keep, with_kwargs=True))
+                self._handles.append(first.register_forward_pre_hook(run, with_kwargs=True))
             for module, hook, gate in self._outputs:
                 if gate is not None:
                     hook, read = _through_gate(hook, *gate[1:])
@@ -130,6 +139,23 @@ def _on_embedding(hook: EmbeddingHook) -> Callable[[nn.Module, Any, Any, Any], A
         return hook(inputs[0] if inputs else next(iter(named.values())), output)
 
     return run
+
+
+def _on_begin(hook: BeginHook) -> tuple[Callable[..., None], Callable[..., None]]:
+    """Let ``hook`` see ids and the first block's call; return a hook of the embedding, and one of that block."""
+    kept: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: Any, named: Any, output: Any) -> None:
+        kept[:] = [inputs[0] if inputs else next(iter(named.values()))]
+
+    def run(module: nn.Module, inputs: Any, named: Any) -> None:
+        if not kept:
+            raise RuntimeError(
+                "Hooks: the model was given embeddings, not ids, so its tokens are not known; give it ids."
+            )
+        hook(kept.pop(), named)
+
+    return keep, run
 
 
 @contextmanager

@@ -27,7 +27,7 @@ def prompts(backbone: tr.Backbone) -> Tensor:
 
 @pytest.fixture(scope="module")
 def inactive(backbone: tr.Backbone) -> tr.EditMemory:
-    return gated_memory(backbone)
+    return gated_memory(backbone, bank=tr.BankConfig(canvases=(None, CANVAS + 1), reveal=(0.0,)))
 
 
 @pytest.mark.capability("trace")

@@ -39,7 +39,7 @@ def test_hooks_are_there_during_the_loop_and_gone_after(
     assert count_hooks(backbone.model) == 0
     run(stage, tr.EditCallback(memory), module=module, data=loader(backbone))
     # Every batch of two rows saw the hooks on the site and the embedding; addressing them ran the model again below.
-    assert module.hooks == [2, 2]
+    assert module.hooks == [3, 3]
     assert count_hooks(backbone.model) == 0
     assert backbone.state_digest() == digest
     assert not backbone.model.training
@@ -67,7 +67,7 @@ def test_two_memories_at_once(backbone: tr.Backbone) -> None:
     run("predict", alone, module=TheirLoop(backbone), data=loader(backbone, batch_size=4))
     module = TheirLoop(backbone)
     [both] = run("predict", one, two, module=module, data=loader(backbone, batch_size=4))
-    assert module.hooks == [4]
+    assert module.hooks == [6]
     assert one.hits == {"*": 4}  # not the second one's forwards that address rows
     assert two.hits == alone.hits != {}  # rows are addressed by what the model says without any edit
     with first.attached(backbone), second.attached(backbone), torch.inference_mode():
@@ -101,7 +101,7 @@ def test_an_error_in_the_loop_leaves_no_hook(
             run("predict", edit, module=module, data=loader(backbone))
     finally:
         signal.signal(signal.SIGINT, interrupts)
-    assert module.hooks == [2, 2]
+    assert module.hooks == [3, 3]
     assert count_hooks(backbone.model) == 0
     assert not edit.attached
     assert backbone.state_digest() == digest

@@ -33,7 +33,7 @@ def test_logits_change_inside_and_are_bit_equal_after(backbone: tr.Backbone, sha
     before = backbone.logits(rows)
     with shared.attached(backbone):
         inside = backbone.logits(rows)
-        assert count_hooks(backbone.model) == 2
+        assert count_hooks(backbone.model) == 3
     assert not torch.allclose(inside, before)
     assert torch.equal(backbone.logits(rows), before)
     assert backbone.state_digest() == digest
@@ -81,7 +81,7 @@ def test_attach_and_remove_by_hand(backbone: tr.Backbone, shared: tr.EditMemory)
     assert attachment.attach() is attachment
     with pytest.raises(RuntimeError, match="attached already"):
         attachment.attach()
-    assert count_hooks(backbone.model) == 2
+    assert count_hooks(backbone.model) == 3
     attachment.remove()
     attachment.remove()
     assert count_hooks(backbone.model) == 0

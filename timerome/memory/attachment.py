@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import torch
@@ -80,7 +80,7 @@ class Attachment:
         self.hits: Counter[str] = Counter()
         self.hits_by_step: Counter[int] = Counter()
         site = memory.settings.coordinate.site
-        self._hooks = Hooks(backbone, {site: self._edit}, embedding=self._begin)
+        self._hooks = Hooks(backbone, {site: self._edit}, begin=self._begin)
         self._systems = [RidgeMemory(*(t.to(backbone.device) for t in system)) for system in memory.systems]
         self._known: OrderedDict[bytes, int] = OrderedDict()
         self._active: Tensor | None = None
@@ -105,11 +105,11 @@ class Attachment:
     ) -> None:
         self.remove()
 
-    def _begin(self, ids: Tensor, embedded: Tensor) -> None:
+    def _begin(self, ids: Tensor, called: Mapping[str, Any]) -> None:
         """At the start of a forward: find out which rows get which edit."""
         if self.backbone.model in _UNEDITED:
             return
-        rows = self._tracker.begin(ids)
+        rows = self._tracker.begin(ids, called)
         self._step = rows.step
         if self.memory.book is None:
             self._active = self._tokens = None

@@ -1,8 +1,14 @@
-"""Which sequence each row of a forward is, where its canvas lies, and which denoising step it is at."""
+"""Which sequence each row of a forward is, where its canvas lies, and which denoising step it is at.
+
+Loops other than this library's tell nothing of this, so it is inferred from what the model is given: the ids that reach
+the embedding, and the cache and positions that reach the first block (one call of it is one step).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,13 +17,17 @@ from ..backbones import Backbone
 from ..coordinates import Role
 
 
+class UnknownRowsError(RuntimeError):
+    """A forward's rows are parts of sequences, and it cannot be known which."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """A sequence as it was asked: its fully masked state, by which it is addressed and recognised.
 
     Attributes:
         state: ids with the whole canvas masked, ``(L,)`` int64, on the CPU.
-        canvas: its answer positions, boolean ``(L,)``, on the CPU.
+        canvas: its answer positions, boolean ``(L,)``, on the CPU; none where nothing is asked.
     """
 
     state: Tensor
@@ -31,64 +41,211 @@ class Asked:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one forward.
+    """The rows of one forward, each a sequence or, where the loop caches, a slice of one.
 
     Attributes:
         ids: what the model sees, ``(B, L)``.
         canvas: the answer positions, masked or not, boolean ``(B, L)``.
         step: the denoising step, counted from 0 for each new batch.
-        asked: what each row's sequence asks, B of them.
+        problem: why the sequences are not known; empty where they are.
     """
 
     ids: Tensor
     canvas: Tensor
     step: int
-    asked: tuple[Asked, ...]
+    problem: str
+    _asked: tuple[Asked, ...]
     _masked: Tensor
+
+    @property
+    def asked(self) -> tuple[Asked, ...]:
+        """What each row's whole sequence asks, B of them.
+
+        Raises:
+            UnknownRowsError: the sequences are not known.
+        """
+        if self.problem:
+            raise UnknownRowsError(self.problem)
+        return self._asked
 
     def positions(self, role: Role) -> Tensor:
         """Where an edit of this role acts: where masked answer tokens are predicted, or the prompt, ``(B, L)``."""
         return self._masked if role == "object" else ~self.canvas
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """Sequences as last seen: ids and generated positions ``(B, L)``, what they ask, whether they ask nothing."""
+
+    ids: Tensor
+    generated: Tensor
+    asked: tuple[Asked, ...]
+    silent: Tensor
+
+
 class RowTracker:
     """Follows the sequences of a denoising loop from forward to forward, be it this library's or another.
 
-    Which positions form the canvas is announced by this library's samplers (:meth:`Backbone.on_canvas`); in other loops
-    it is what was masked when the sequence was first seen.
+    - **Canvas.** This library's samplers announce it (:meth:`Backbone.on_canvas`). In other loops it is what was masked
+      when the sequence was first seen.
+    - **Steps.** A row goes on with a sequence seen in the forward before if all but its canvas is the same; tokens of
+      the canvas may be unmasked, changed, or masked again, but not all of them: that is a new beginning. Rows may leave
+      the batch or change places.
+    - **Guidance.** A row that holds nothing but masks and special tokens when it is first seen asks nothing, such as
+      the unconditional half of classifier-free guidance. It has no canvas, so a row gate leaves it alone: what it
+      predicts is what the model says without being asked, and guidance compares the edited answer with that. A memory
+      without row gate edits it as it edits everything.
+    - **Growing sequences.** A sequence whose canvas is all unmasked may come back longer, with new masks at its end.
+      While its canvas has fewer positions than make an address, it is then asked anew, all its canvas masked again.
+    - **Cached slices.** Where a cache of keys and values is passed to the first block, the rows are the part of the
+      sequences at the positions given (``replace_position``, ``cache_position``) or after what is cached. Slices of
+      sequences not seen before, or without knowable positions, are a problem, which :attr:`Rows.asked` raises.
 
     Args:
         backbone: the model the loop runs.
+        span: how many answer positions make an address.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
-        self.backbone = backbone
+    def __init__(self, backbone: Backbone, span: int = 16) -> None:
+        self.backbone, self.span = backbone, span
         self._step = -1
-        self._last: tuple[Tensor, Tensor] | None = None
+        self._last: _Batch | None = None
+        names = ("eos_token_id", "pad_token_id", "bos_token_id")
+        special = {getattr(backbone.tokenizer, name, None) for name in names} | {backbone.eos_id, backbone.mask_id}
+        self._special = torch.tensor(sorted(i for i in special if isinstance(i, int)))
 
-    def begin(self, ids: Tensor) -> Rows:
-        """Tell of the forward that begins with ``ids`` ``(B, L)``; return its rows."""
+    def begin(self, ids: Tensor, called: Mapping[str, Any] | None = None) -> Rows:
+        """Tell of the forward that begins with ``ids`` ``(B, L)``; return its rows.
+
+        Args:
+            ids: what reached the embedding.
+            called: keyword arguments of the first block's call, in which positions and caches are looked for.
+        """
         mask_id = self.backbone.mask_id
-        canvas = self._canvas_of(ids)
-        continued = self._last is not None and _continues(self._last[0], ids, mask_id).all()
-        self._step = self._step + 1 if continued else 0
-        self._last = (ids.clone(), canvas)
-        states, places = torch.where(canvas, mask_id, ids).cpu(), canvas.cpu()
-        asked = tuple(Asked(state, place) for state, place in zip(states, places, strict=True))
-        return Rows(ids, canvas, self._step, asked, self.backbone.reads_from(canvas & (ids == mask_id)))
+        columns = _columns(called or {}, ids.shape[1])
+        problem = "" if columns is None else self._why_unknown(ids, columns)
+        if problem:
+            self._step, self._last = 0, None
+            nowhere = torch.zeros_like(ids, dtype=torch.bool)
+            return Rows(ids, nowhere, 0, problem, (), nowhere)
+        batch, going_on = self._follow(self._whole(ids, columns), sliced=columns is not None)
+        if columns is not None and not going_on:
+            self._step, self._last = 0, None
+            nowhere = torch.zeros_like(ids, dtype=torch.bool)
+            return Rows(ids, nowhere, 0, _NOT_THE_SAME, (), nowhere)
+        self._step = self._step + 1 if going_on else 0
+        self._last = batch
+        canvas = batch.generated & ~batch.silent[:, None]
+        if columns is not None:
+            canvas = canvas[:, columns]
+        return Rows(ids, canvas, self._step, "", batch.asked, self.backbone.reads_from(canvas & (ids == mask_id)))
 
-    def _canvas_of(self, ids: Tensor) -> Tensor:
-        if self.backbone.canvas is not None:
-            return self.backbone.canvas.to(ids.device)
+    def _why_unknown(self, ids: Tensor, columns: Tensor) -> str:
+        """Why a slice cannot be placed, or an empty string."""
+        if len(columns) != ids.shape[1]:
+            return (
+                "EditMemory: this loop caches keys and values, and feeds slices whose positions cannot be known; pass "
+                "replace_position or cache_position to the model, generate without a cache, or use timerome.generate."
+            )
+        if self._last is None or len(self._last.ids) != len(ids) or int(columns[0]) > self._last.ids.shape[1]:
+            return (
+                f"EditMemory: this loop feeds a slice, from position {int(columns[0])} on, of sequences whose "
+                "beginning was not seen; attach the memory before the loop's first forward, or do without a cache."
+            )
+        return ""
+
+    def _whole(self, ids: Tensor, columns: Tensor | None) -> Tensor:
+        """The whole sequences, with what was last seen where a slice leaves off."""
+        if columns is None:
+            return ids.clone()
+        assert self._last is not None
+        more = max(0, int(columns.max()) + 1 - self._last.ids.shape[1])
+        whole = torch.nn.functional.pad(self._last.ids, (0, more), value=self.backbone.mask_id)
+        return whole.index_copy(1, columns.to(ids.device), ids)
+
+    def _follow(self, ids: Tensor, sliced: bool) -> tuple[_Batch, bool]:
+        """Return the batch of whole sequences, and whether every one goes on with one seen before."""
         masked = ids == self.backbone.mask_id
-        if self._last is None or self._last[0].shape != ids.shape:
-            return masked
-        same = _continues(self._last[0], ids, self.backbone.mask_id)
-        return torch.where(same[:, None], self._last[1], masked)
+        announced = None if sliced or self.backbone.canvas is None else self.backbone.canvas.to(ids.device)
+        before = self._sources(ids, masked, announced, sliced)
+        known = before >= 0
+        silent = torch.isin(ids, self._special.to(ids.device)).all(1) if announced is None else torch.zeros_like(known)
+        generated = masked if announced is None else announced
+        asked: list[Asked | None] = [None] * len(ids)
+        if self._last is not None and known.any():
+            old, source = self._last.ids.shape[1], before.clamp_min(0)
+            silent = torch.where(known, self._last.silent[source], silent)
+            if announced is None:
+                grown = torch.cat([self._last.generated[source], masked[:, old:]], 1)
+                generated = torch.where(known[:, None], grown, masked)
+            for row, i in enumerate(before.tolist()):
+                earlier = self._last.asked[i] if i >= 0 else None
+                if earlier and (old == ids.shape[1] or int(earlier.canvas.sum()) >= self.span):
+                    asked[row] = earlier
+        canvas = generated & ~silent[:, None]
+        if None in asked:
+            states, places = torch.where(canvas, self.backbone.mask_id, ids).cpu(), canvas.cpu()
+            new = (Asked(state, place) for state, place in zip(states, places, strict=True))
+            asked = [earlier or now for earlier, now in zip(asked, new, strict=True)]
+        return _Batch(ids, generated, tuple(a for a in asked if a), silent), bool(known.all())
+
+    def _sources(self, ids: Tensor, masked: Tensor, announced: Tensor | None, sliced: bool) -> Tensor:
+        """Which row of the batch before each row goes on with, ``(B,)``; -1 for none."""
+        source, last = torch.full((len(ids),), -1, device=ids.device), self._last
+        if last is None or last.ids.device != ids.device or ids.shape[1] < last.ids.shape[1]:
+            return source
+        length = last.ids.shape[1]
+
+        def goes_on(rows: Tensor, sources: Tensor, moved: bool) -> Tensor:
+            old, new, canvas = last.ids[sources], ids[rows, :length], last.generated[sources]
+            same = ((old == new) | canvas).all(1)
+            if announced is not None:
+                same &= (announced[rows, :length] == canvas).all(1)
+            left, had = masked[rows, :length] & canvas, (old == self.backbone.mask_id) & canvas
+            if ids.shape[1] > length:
+                return same & (sliced | ~left.any(1)) & masked[rows, length:].any(1)
+            # A step may unmask nothing; but a fresh row in another place is rather a new beginning.
+            return same & ((left != canvas).any(1) | (had == canvas).all(1) & (not moved))
+
+        everyone = torch.arange(len(last.ids), device=ids.device)
+        here = everyone[: len(ids)]
+        source[here] = torch.where(goes_on(here, here, False), here, -1)
+        for row in [] if sliced else (source < 0).nonzero().flatten().tolist():
+            found = goes_on(torch.full_like(everyone, row), everyone, True).nonzero().flatten()
+            if len(found):
+                source[row] = found[0]
+        return source
 
 
-def _continues(before: Tensor, now: Tensor, mask_id: int) -> Tensor:
-    """Whether each row of ``now`` is a later state of the same row of ``before``, boolean ``(B,)``."""
-    if before.shape != now.shape:
-        return torch.zeros(len(now), dtype=torch.bool, device=now.device)
-    return ((before == now) | (before == mask_id)).all(1)
+_NOT_THE_SAME = (
+    "EditMemory: this loop feeds cached slices that do not belong to the sequences seen before; give every sequence "
+    "one whole forward while the memory is attached, or generate without a cache."
+)
+
+
+def _columns(called: Mapping[str, Any], length: int) -> Tensor | None:
+    """The positions of a slice of ``length``, empty where they cannot be known; None where rows are whole sequences."""
+    replaced = called.get("replace_position")
+    if isinstance(replaced, (tuple, list)) and len(replaced) == 2:
+        return torch.arange(int(replaced[0]), int(replaced[1]))
+    if isinstance(replaced, Tensor) and replaced.dim() == 2:
+        same = bool((replaced == replaced[:1]).all())
+        return replaced[0].nonzero().flatten() if same else torch.empty(0, dtype=torch.int64)
+    names = ("layer_past", "past_key_value", "past_key_values")
+    cache = next((called[name] for name in names if called.get(name) is not None), None)
+    cached = 0 if cache is None else _cached(cache)
+    if cached == 0:
+        return None
+    given = called.get("cache_position")
+    if isinstance(given, Tensor) and given.dim() == 1:
+        return given
+    return torch.empty(0, dtype=torch.int64) if cached is None else torch.arange(cached, cached + length)
+
+
+def _cached(cache: Any) -> int | None:
+    """How many positions a layer's cache holds; None where it does not say."""
+    if hasattr(cache, "get_seq_length"):
+        return int(cache.get_seq_length())
+    if isinstance(cache, (tuple, list)) and cache and isinstance(cache[0], Tensor):
+        return int(cache[0].shape[1 if cache[0].dim() == 3 else -2])  # (B, L, d), or (B, heads, L, d / heads)
+    return 0 if isinstance(cache, (tuple, list)) and not cache else None

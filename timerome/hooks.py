@@ -143,13 +143,16 @@ def _on_embedding(hook: EmbeddingHook) -> Callable[[nn.Module, Any, Any, Any], A
 
 def _on_begin(hook: BeginHook) -> tuple[Callable[..., None], Callable[..., None]]:
     """Let ``hook`` see ids and the first block's call; return a hook of the embedding, and one of that block."""
+    # What ``hook`` does may run the model, so there may be several forwards under way, the innermost last. Some loops
+    # embed without running the model; what they leave behind is too old to be of use.
     kept: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: Any, named: Any, output: Any) -> None:
-        kept[:] = [inputs[0] if inputs else next(iter(named.values()))]
+        kept[:] = [*kept[-7:], inputs[0] if inputs else next(iter(named.values()))]
 
     def run(module: nn.Module, inputs: Any, named: Any) -> None:
-        if not kept:
+        hidden = inputs[0] if inputs else named.get("hidden_states")
+        if not kept or (isinstance(hidden, Tensor) and kept[-1].shape != hidden.shape[:2]):
             raise RuntimeError(
                 "Hooks: the model was given embeddings, not ids, so its tokens are not known; give it ids."
             )

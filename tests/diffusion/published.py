@@ -85,23 +85,17 @@ class FormulaBackbone:
     """The part of a backbone that samplers use."""
 
     model: FormulaModel
-    block: int | None = None
     name: str = "formula"
     mask_id: int = MASK
     eos_id: int = EOS
     device: torch.device = torch.device("cpu")
     seen: list[Tensor] = field(default_factory=list)
 
-    def logits(self, ids: Tensor, canvas: Tensor | None = None) -> Tensor:
+    def logits(self, ids: Tensor, canvas: Tensor | None = None, *, attention_mask: Tensor | None = None) -> Tensor:
         self.seen.append(ids.clone())
-        logits = self.model.logits(ids, None if self.block is None else block_causal(ids.shape[1], self.block))
+        mask = None if attention_mask is None else torch.where(attention_mask, 0.0, -torch.inf)
+        logits = self.model.logits(ids, mask)
         return torch.cat([logits[:, :1], logits[:, :-1]], 1) if self.model.shift else logits
-
-
-def block_causal(length: int, block: int) -> Tensor:
-    """An additive mask that shows each position its own block and those before."""
-    of = torch.arange(length) // block
-    return torch.where(of[:, None] >= of[None], 0.0, -torch.inf)
 
 
 @dataclass(frozen=True)

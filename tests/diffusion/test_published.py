@@ -38,7 +38,7 @@ class FormulaNoiseLoop(DenoisingLoop):
 def ours(case: Case) -> tuple[list[Tensor], int]:
     """States after each step, and the number of forwards."""
     config = case.config
-    backbone = FormulaBackbone(FormulaModel(case.shift, case.sharp), config.block_length if config.grow else None)
+    backbone = FormulaBackbone(FormulaModel(case.shift, case.sharp))
     prompts = torch.tensor(case.prompts)
     canvas = case.canvas
     if config.grow:

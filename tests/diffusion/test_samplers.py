@@ -143,7 +143,7 @@ def test_listener_sees_what_the_model_saw(backbone: tr.Backbone) -> None:
 def test_text_ends_at_end_of_text(backbone: tr.Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = [VOCAB.index("old"), EOS, VOCAB.index("king")]
 
-    def fixed(ids: Tensor, canvas: Tensor | None = None) -> Tensor:
+    def fixed(ids: Tensor, canvas: Tensor | None = None, **_: object) -> Tensor:
         logits = torch.zeros(*ids.shape, len(VOCAB))
         for k, token in enumerate(wanted):
             logits[:, ids.shape[1] - 3 + k, token] = 5.0

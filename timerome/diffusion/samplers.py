@@ -133,19 +133,29 @@ class DenoisingLoop:
     def predict(self) -> Tensor:
         """Run the model on the present state; return logits ``(B, L, V)``, L being :attr:`visible`."""
         ids, canvas = self.ids[:, : self.visible], self.canvas[:, : self.visible]
+        sees = self._block_causal(ids) if self.config.grow else None
         if self.config.reuse and self._kept is not None and torch.equal(self._kept[0], ids):
             return self._kept[1]
         if self.config.cfg_scale > 0:
             # Nothing is asked in the second half: it has no canvas, so that no row gate opens for it.
             unasked = torch.where(canvas, ids, self.backbone.mask_id)
-            both = self.backbone.logits(torch.cat([ids, unasked]), torch.cat([canvas, torch.zeros_like(canvas)]))
+            both = self.backbone.logits(
+                torch.cat([ids, unasked]),
+                torch.cat([canvas, torch.zeros_like(canvas)]),
+                attention_mask=None if sees is None else torch.cat([sees, sees]),
+            )
             asked, free = both.chunk(2)
             logits = free + (self.config.cfg_scale + 1) * (asked - free)
         else:
-            logits = self.backbone.logits(ids, canvas)
+            logits = self.backbone.logits(ids, canvas, attention_mask=sees)
         if self.config.reuse:
             self._kept = (ids, logits)
         return logits
+
+    def _block_causal(self, ids: Tensor) -> Tensor:
+        """Which position sees which, ``(B, L, L)``: those of its own block and of the blocks before."""
+        block = torch.arange(ids.shape[1], device=ids.device) // self._block_length
+        return (block[:, None] >= block).expand(len(ids), -1, -1)
 
     def commit(self, logits: Tensor) -> Tensor:
         """Unmask this step's share of positions from ``logits`` and move on; return the new ids ``(B, L)``.

@@ -169,15 +169,17 @@ class RowTracker:
         announced = None if sliced or self.backbone.canvas is None else self.backbone.canvas.to(ids.device)
         before = self._sources(ids, masked, announced, sliced)
         known = before >= 0
-        silent = torch.isin(ids, self._special.to(ids.device)).all(1) if announced is None else torch.zeros_like(known)
-        generated = masked if announced is None else announced
+        if announced is None:
+            silent, generated = torch.isin(ids, self._special.to(ids.device)).all(1), masked
+        else:
+            silent = ~announced.any(1)
+            generated = torch.where(silent[:, None], masked, announced)
         asked: list[Asked | None] = [None] * len(ids)
         if self._last is not None and known.any():
             old, source = self._last.ids.shape[1], before.clamp_min(0)
             silent = torch.where(known, self._last.silent[source], silent)
-            if announced is None:
-                grown = torch.cat([self._last.generated[source], masked[:, old:]], 1)
-                generated = torch.where(known[:, None], grown, masked)
+            grown = torch.cat([self._last.generated[source], masked[:, old:]], 1)
+            generated = torch.where(known[:, None], grown, generated)
             for row, i in enumerate(before.tolist()):
                 earlier = self._last.asked[i] if i >= 0 else None
                 if earlier and (old == ids.shape[1] or int(earlier.canvas.sum()) >= self.span):
@@ -200,7 +202,8 @@ class RowTracker:
             old, new, canvas = last.ids[sources], ids[rows, :length], last.generated[sources]
             same = ((old == new) | canvas).all(1)
             if announced is not None:
-                same &= (announced[rows, :length] == canvas).all(1)
+                silent = last.silent[sources] & ~announced[rows].any(1)
+                same &= silent | (announced[rows, :length] == canvas).all(1)
             left, had = masked[rows, :length] & canvas, (old == self.backbone.mask_id) & canvas
             if ids.shape[1] > length:
                 return same & (sliced | ~left.any(1)) & masked[rows, length:].any(1)

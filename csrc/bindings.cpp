@@ -45,6 +45,17 @@ PYBIND11_MODULE(_C, m) {
                                    float(alpha), dtype, threads);
       },
       nogil);
+  m.attr("lowrank_cpu_supported") = timerome::lowrank_cpu_supported();
+  m.def(
+      "lowrank_cpu",
+      [](Address h, Address keys, Address coef, Address values, Address mean, Address mask, Address out, Address hits,
+         int64_t first, int64_t last, int64_t length, int64_t d, int64_t n, int64_t columns, int64_t coef_stride,
+         int64_t k, double alpha, double tau, bool gated, int dtype, int threads) {
+        timerome::lowrank_cpu({at<void>(h), at<float>(keys), at<float>(coef), at<float>(values), at<float>(mean),
+                               at<uint8_t>(mask), at<void>(out), at<int64_t>(hits), first, last, length, d, n, columns,
+                               coef_stride, k, float(alpha), float(tau), gated, dtype, threads});
+      },
+      nogil);
   m.def(
       "cholesky_append_cpu",
       [](Address L, Address g, double gnn, Address out, int64_t n) {

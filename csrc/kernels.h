@@ -11,6 +11,25 @@ namespace timerome {
 void sparsify_add_cpu(const void* h, const float* r, void* out, const uint8_t* mask, int64_t rows, int64_t d, int64_t k,
                       float alpha, int dtype, int threads);
 
+// out = h + alpha S_k((h - mean) K^T A D) on the rows first .. last - 1 that mask and gate let through, h elsewhere: all
+// of it in one pass, for few keys.
+struct LowrankCpu {
+  const void* h;
+  const float* keys;    // (n, d)
+  const float* coef;    // (n, m), rows coef_stride apart
+  const float* values;  // (m, d)
+  const float* mean;    // (d), may be null
+  const uint8_t* mask;  // by row, may be null
+  void* out;            // may be h
+  int64_t* hits;        // by sequence of `length` rows: how many were let through, added to what is there
+  int64_t first, last, length, d, n, m, coef_stride, k;
+  float alpha, tau;
+  bool gated;
+  int dtype, threads;
+};
+bool lowrank_cpu_supported();  // whether this processor has what it is written for
+void lowrank_cpu(const LowrankCpu& arguments);
+
 // out (n+1, n+1) = Cholesky factor of [[L L^T, g], [g^T, gnn]]. Returns false, out undefined, when that is not
 // positive definite.
 bool cholesky_append_cpu(const double* L, const double* g, double gnn, double* out, int64_t n);

@@ -1,7 +1,7 @@
 // out[t, :] = h[t, :] + alpha * r[t, :] on the k largest |r[t, :]|, h[t, :] elsewhere; ties go to the lowest index.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
-#include <functional>
 #include <vector>
 
 #ifdef _OPENMP
@@ -9,10 +9,13 @@
 #endif
 
 #include "kernels.h"
+#include "rows_cpu.h"
 
 // Build the row loop for several instruction sets and let the loader choose: the wheel itself targets plain x86-64.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+#include <immintrin.h>
 #define TIMEROME_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define TIMEROME_AVX512
 #else
 #define TIMEROME_CLONES
 #endif
@@ -72,6 +75,7 @@ struct Float16 {
 template <class T>
 TIMEROME_INLINE void add_at_least(const typename T::Storage* h, const float* r, typename T::Storage* out, int64_t n,
                                   uint32_t threshold, float alpha) {
+#pragma GCC ivdep  // out may be h or r, but then in the same places
   for (int64_t i = 0; i < n; i++) {
     const typename T::Storage sum = T::store(T::load(h[i]) + alpha * r[i]);
     out[i] = magnitude(r[i]) >= threshold ? sum : h[i];
@@ -96,38 +100,149 @@ struct Selection {
   int64_t cut;
 };
 
-// Exact selection of the k largest magnitudes, 0 < k < d: one histogram pass over the 11 leading bits finds the bin of
-// the k-th, nth_element finishes inside that bin. `bin` is scratch for d values.
-Selection select(const float* r, int64_t d, int64_t k, uint32_t* bin) {
-  constexpr int kShift = 20, kBins = 1 << 11, kLanes = 4;
-  // Four histograms, because neighbours that fall into one bin would wait for each other's store.
-  uint32_t count[kLanes][kBins] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= d; i += kLanes)
-    for (int lane = 0; lane < kLanes; lane++) count[lane][magnitude(r[i + lane]) >> kShift]++;
-  for (; i < d; i++) count[0][magnitude(r[i]) >> kShift]++;
-
-  int64_t need = k;  // how many of the bin that holds the k-th largest are kept
-  uint32_t top = kBins - 1;
-  for (;; top--) {
-    const int64_t n = int64_t(count[0][top]) + count[1][top] + count[2][top] + count[3][top];
-    if (n >= need) break;
-    need -= n;
+// How many magnitudes reach t. They are below 2^31, so a signed comparison, which every instruction set has, will do.
+TIMEROME_CLONES int64_t count_at_least(const float* r, int64_t n, uint32_t t) {
+  int64_t count = 0;
+  for (int64_t from = 0; from < n; from += 1 << 30) {
+    const int32_t size = int32_t(std::min<int64_t>(n - from, 1 << 30));
+    int32_t part = 0;  // as wide as what is compared, or it would not vectorise well
+    for (int32_t i = 0; i < size; i++) part += int32_t(magnitude(r[from + i])) >= int32_t(t);
+    count += part;
   }
-  int64_t n = 0;
-  for (i = 0; i < d; i++) {
+  return count;
+}
+
+// Copies the values whose magnitude is in [low, high), in order; `out` has room for n values and one vector more.
+// Returns how many, and in *above how many are at least high.
+int64_t pick_between(const float* r, int64_t n, uint32_t low, uint32_t high, float* out, int64_t* above) {
+  int64_t picked = 0, larger = 0;
+  for (int64_t i = 0; i < n; i++) {
     const uint32_t m = magnitude(r[i]);
-    bin[n] = m;  // n <= i < d, so the write is in range even when the value is not counted
-    n += (m >> kShift) == top;
+    out[picked] = r[i];  // picked <= i, so the write is in range even when the value is not counted
+    picked += m - low < high - low;
+    larger += m >= high;
   }
-  std::nth_element(bin, bin + (need - 1), bin + n, std::greater<uint32_t>());
-  const uint32_t threshold = bin[need - 1];
+  *above = larger;
+  return picked;
+}
 
-  const int64_t above = std::count_if(bin, bin + need, [=](uint32_t m) { return m > threshold; });
-  int64_t ties = need - above;  // how many entries equal to the threshold are kept
-  if (std::count(bin, bin + n, threshold) == ties) return {threshold, d};
-  for (i = 0; ties > 0; i++) ties -= magnitude(r[i]) == threshold;
+#ifdef TIMEROME_AVX512
+__attribute__((target("avx512f"))) int64_t pick_between_avx512(const float* r, int64_t n, uint32_t low, uint32_t high,
+                                                               float* out, int64_t* above) {
+  const __m512i no_sign = _mm512_set1_epi32(0x7fffffff), lows = _mm512_set1_epi32(int(low)),
+                width = _mm512_set1_epi32(int(high - low)), highs = _mm512_set1_epi32(int(high));
+  int64_t picked = 0, larger = 0, i = 0;
+  for (; i + 16 <= n; i += 16) {
+    const __m512i bits = _mm512_loadu_si512(r + i), m = _mm512_and_si512(bits, no_sign);
+    const __mmask16 inside = _mm512_cmplt_epu32_mask(_mm512_sub_epi32(m, lows), width);
+    _mm512_storeu_si512(out + picked, _mm512_maskz_compress_epi32(inside, bits));
+    picked += __builtin_popcount(inside);
+    larger += __builtin_popcount(_mm512_cmpge_epu32_mask(m, highs));
+  }
+  int64_t rest = 0;
+  picked += pick_between(r + i, n - i, low, high, out + picked, &rest);
+  *above = larger + rest;
+  return picked;
+}
+const auto pick = __builtin_cpu_supports("avx512f") ? pick_between_avx512 : pick_between;
+#else
+const auto pick = pick_between;
+#endif
+
+constexpr int kFew = 16;
+
+// The k-th largest of n magnitudes, known to lie in [low, high). Where the counts say it should be is tried in turn
+// with the middle, until few are left between the bounds.
+uint32_t kth_largest(const float* r, int64_t n, int64_t k, uint32_t low, uint32_t high) {
+  int64_t at_low = n, at_high = 0;  // how many reach each bound, or more and fewer than that
+  for (bool guess = true; high - low > 1; guess = !guess) {
+    if (at_low - at_high <= kFew) {
+      float few[kFew + 16];
+      uint32_t sorted[kFew];
+      const int64_t left = pick(r, n, low, high, few, &at_high);
+      for (int64_t i = 0; i < left; i++) {
+        int64_t j = i;
+        for (; j > 0 && sorted[j - 1] < magnitude(few[i]); j--) sorted[j] = sorted[j - 1];
+        sorted[j] = magnitude(few[i]);
+      }
+      return sorted[k - at_high - 1];
+    }
+    const double part = guess ? double(at_low - k) / double(at_low - at_high) : 0.5;
+    const uint32_t middle = low + std::min(std::max(uint32_t(part * (high - low)), 1u), high - low - 1);
+    const int64_t count = count_at_least(r, n, middle);
+    if (count >= k) {
+      low = middle;
+      at_low = count;
+    } else {
+      high = middle;
+      at_high = count;
+    }
+  }
+  return low;
+}
+
+constexpr int64_t kSample = 128;  // how many entries of a row are looked at for a first guess of its threshold
+
+// Exact selection of the k largest magnitudes, 0 < k < d. A sample brackets the threshold, one pass copies what lies in
+// the bracket, a bisection finishes there; should the bracket miss, the bisection does it all. `some` is scratch for
+// d + 16 values.
+Selection select(const float* r, int64_t d, int64_t k, float* some) {
+  constexpr uint32_t kTop = 0x80000000u;
+  uint32_t low = 0, high = kTop;
+  if (d >= 4 * kSample) {
+    float sample[kSample];
+    for (int64_t i = 0; i < kSample; i++) sample[i] = r[i * d / kSample];
+    const double share = double(k) / double(d), middle = share * kSample;
+    const double margin = 3 * std::sqrt(kSample * share * (1 - share)) + 2;
+    const auto at = [&](double rank, uint32_t from, uint32_t to) {
+      return kth_largest(sample, kSample, int64_t(rank), from, to);
+    };
+    if (middle + margin <= kSample) low = at(middle + margin, 0, kTop);
+    if (middle - margin >= 1) high = at(middle - margin, low, kTop) + 1;
+  }
+  int64_t above = 0, n = d;
+  const float* among = r;
+  if (low > 0 || high < kTop) {
+    n = pick(r, d, low, high, some, &above);
+    among = some;
+    if (above >= k || above + n < k) {  // the sample was not like the row
+      above = 0, n = d, low = 0, high = kTop;
+      among = r;
+    }
+  }
+  const uint32_t threshold = kth_largest(among, n, k - above, low, high);
+  const int64_t larger = count_at_least(among, n, threshold + 1), reached = count_at_least(among, n, threshold);
+  int64_t ties = k - above - larger;  // how many entries equal to the threshold are kept
+  if (reached - larger == ties) return {threshold, d};
+  int64_t i = 0;
+  for (; ties > 0; i++) ties -= magnitude(r[i]) == threshold;
   return {threshold, i};
+}
+
+template <class T>
+void sparsify_add_row(const void* h_, const float* r, void* out_, int64_t d, int64_t k, float alpha, float* some) {
+  const auto* h = static_cast<const typename T::Storage*>(h_);
+  auto* out = static_cast<typename T::Storage*>(out_);
+  const Selection keep = k >= d ? Selection{0, d} : select(r, d, k, some);
+  add_row(T(), h, r, out, keep.cut, keep.threshold, alpha);
+  add_row(T(), h + keep.cut, r + keep.cut, out + keep.cut, d - keep.cut, keep.threshold + 1, alpha);
+}
+
+template <class T>
+TIMEROME_INLINE void load_values(const typename T::Storage* h, const float* mean, float* x, int64_t d) {
+  if (mean)
+    for (int64_t i = 0; i < d; i++) x[i] = T::load(h[i]) - mean[i];
+  else
+    for (int64_t i = 0; i < d; i++) x[i] = T::load(h[i]);
+}
+TIMEROME_CLONES void load_row(Float32, const void* h, const float* mean, float* x, int64_t d) {
+  load_values<Float32>(static_cast<const float*>(h), mean, x, d);
+}
+TIMEROME_CLONES void load_row(Float16, const void* h, const float* mean, float* x, int64_t d) {
+  load_values<Float16>(static_cast<const uint16_t*>(h), mean, x, d);
+}
+TIMEROME_CLONES void load_row(BFloat16, const void* h, const float* mean, float* x, int64_t d) {
+  load_values<BFloat16>(static_cast<const uint16_t*>(h), mean, x, d);
 }
 
 template <class T>
@@ -138,16 +253,16 @@ void sparsify_add(const void* h_, const float* r, void* out_, const uint8_t* mas
   S* out = static_cast<S*>(out_);
   // A thread is woken only for about 20 microseconds of work or more; below that, waking it costs more than it saves.
   threads = int(std::max<int64_t>(1, std::min<int64_t>(threads, rows * d / 32768)));
-  std::vector<uint32_t> scratch(size_t(threads) * d);  // out here: nothing may throw inside the parallel loop
+  std::vector<float> scratch(size_t(threads) * (d + 16));  // out here: nothing may throw inside the parallel loop
 #ifdef _OPENMP
 #pragma omp parallel num_threads(threads)
 #endif
   {
 #ifdef _OPENMP
-    uint32_t* bin = scratch.data() + size_t(omp_get_thread_num()) * d;
+    float* some = scratch.data() + size_t(omp_get_thread_num()) * (d + 16);
 #pragma omp for schedule(static, 8)
 #else
-    uint32_t* bin = scratch.data();
+    float* some = scratch.data();
 #endif
     for (int64_t t = 0; t < rows; t++) {
       const S* h_row = h + t * d;
@@ -157,14 +272,25 @@ void sparsify_add(const void* h_, const float* r, void* out_, const uint8_t* mas
         if (out_row != h_row) std::memcpy(out_row, h_row, size_t(d) * sizeof(S));
         continue;
       }
-      const Selection keep = k >= d ? Selection{0, d} : select(r_row, d, k, bin);
-      add_row(T(), h_row, r_row, out_row, keep.cut, keep.threshold, alpha);
-      add_row(T(), h_row + keep.cut, r_row + keep.cut, out_row + keep.cut, d - keep.cut, keep.threshold + 1, alpha);
+      sparsify_add_row<T>(h_row, r_row, out_row, d, k, alpha, some);
     }
   }
 }
 
 }  // namespace
+
+void load_row_cpu(const void* h, const float* mean, float* x, int64_t d, int dtype) {
+  if (dtype == 0) return load_row(Float32(), h, mean, x, d);
+  if (dtype == 1) return load_row(Float16(), h, mean, x, d);
+  load_row(BFloat16(), h, mean, x, d);
+}
+
+void sparsify_add_row_cpu(const void* h, const float* r, void* out, int64_t d, int64_t k, float alpha, int dtype,
+                          float* scratch) {
+  if (dtype == 0) return sparsify_add_row<Float32>(h, r, out, d, k, alpha, scratch);
+  if (dtype == 1) return sparsify_add_row<Float16>(h, r, out, d, k, alpha, scratch);
+  sparsify_add_row<BFloat16>(h, r, out, d, k, alpha, scratch);
+}
 
 void sparsify_add_cpu(const void* h, const float* r, void* out, const uint8_t* mask, int64_t rows, int64_t d, int64_t k,
                       float alpha, int dtype, int threads) {

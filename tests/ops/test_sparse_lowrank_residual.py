@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from timerome.ops import (
+    _lowrank,
     kept_count,
     ridge_cholesky,
     sparse_lowrank_residual,
@@ -291,3 +292,30 @@ def test_errors(function, change, error, message):
 def test_bad_sparsity():
     with pytest.raises(ValueError, match="sparsity in"):
         sparse_lowrank_residual(*case(), sparsity=1.5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("shape", "n", "m"), [((3, 9, 40), 5, 3), ((70, 1030), 64, 64), ((17, 4100), 1, 1), ((9, 7), 16, 2)]
+)
+@pytest.mark.parametrize("gate", [None, 0.02])
+def test_ways_of_the_cpu(shape, n, m, gate, dtype, monkeypatch):
+    """One compiled pass, products in blocks, and the definition agree, also where a vector does not divide a row."""
+    h, keys, coef, values = case(shape, n, m, dtype)
+    options = {"mean": torch.randn(shape[-1]) / 10, "gate_threshold": gate, "row_mask": torch.rand(shape[:-1]) < 0.7}
+    options |= {"sparsity": 0.5, "return_hits": True}
+    wanted, wanted_hits = sparse_lowrank_residual_reference(h, keys, coef, values, **options)
+    ways = [sparse_lowrank_residual(h, keys, coef, values, **options)]
+    few = _lowrank._few_keys_cpu
+    monkeypatch.setattr(_lowrank, "_few_keys_cpu", lambda *a: pytest.fail("not the way that was meant"))
+    monkeypatch.setattr(_lowrank, "few_keys", lambda *a: False)
+    for block in (_lowrank._BLOCK, 40 * shape[-1]):
+        monkeypatch.setattr(_lowrank, "_BLOCK", block)
+        ways.append(sparse_lowrank_residual(h, keys, coef, values, **options))
+    monkeypatch.setattr(_lowrank, "_few_keys_cpu", few)
+    eps = torch.finfo(dtype).eps
+    for out, hits in ways:
+        assert torch.equal(hits, wanted_hits)
+        close = torch.isclose(out.float(), wanted.float(), rtol=eps, atol=1e-4)
+        assert close.float().mean() > 0.999
+    assert 0 < wanted_hits.sum() < torch.tensor(shape[:-1]).prod()

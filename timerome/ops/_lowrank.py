@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.library import Library
 
-from timerome.ops.sparsify_add import write_cpu
+from timerome import _backend
+from timerome.ops.sparsify_add import DTYPES, write_cpu
 
 _NAME = "sparse_lowrank_residual"
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -182,11 +184,16 @@ def bounds_of(edit: Edit) -> list[list[int]]:
 
 # --- CPU: BLAS products and the compiled epilogue, a block of rows at a time, so that the residual stays in the cache.
 
-_BLOCK = 1 << 18  # entries of a block of rows: 1 MiB of float32
+_BLOCK = 1 << 22  # entries of a block of rows: 16 MiB of float32; with fewer rows, a BLAS product gets slower
+_FEW = 25_000_000  # entries of h times keys
 
 
 def _cpu(h: Tensor, edit: Edit, out: Tensor) -> Tensor:
     """Write the result to out, which may be h; both are contiguous. Returns the hits."""
+    c = _backend.compiled()
+    # An extension that was built before this kernel existed has no such attribute.
+    if c is not None and few_keys(h, edit) and getattr(c, "lowrank_cpu_supported", False):
+        return _few_keys_cpu(c, h, edit, out)
     d = h.shape[-1]
     rows, result = h.view(-1, d), out.view(-1, d)
     mask = None if edit.row_mask is None else edit.row_mask.reshape(-1)
@@ -202,11 +209,55 @@ def _cpu(h: Tensor, edit: Edit, out: Tensor) -> Tensor:
     return active.view(h.shape[:-1]).sum(-1)
 
 
+def few_keys(h: Tensor, edit: Edit) -> bool:
+    """Whether one compiled pass beats products and epilogue."""
+    n = edit.keys.shape[0] if edit.offsets is None else edit.max_keys
+    return 0 < n <= 16 or 0 < n <= 64 and h.numel() * n <= _FEW
+
+
+def _few_keys_cpu(c: ModuleType, h: Tensor, edit: Edit, out: Tensor) -> Tensor:
+    """Do it all in one compiled pass."""
+    bounds = bounds_of(edit)
+    hits = torch.zeros(h.shape[:-2], dtype=torch.int64)
+    mask = None if edit.row_mask is None else edit.row_mask.contiguous()
+    for start, stop, s in _runs(h, edit):
+        if s == -1:
+            d = h.shape[-1]
+            _copy(h.view(-1, d), out.view(-1, d), start, stop)
+            continue
+        system = system_of(edit, s, bounds)
+        keys, coef, values = (t.contiguous() for t in system[:3])
+        mean = None if system.mean is None else system.mean.contiguous()
+        c.lowrank_cpu(
+            h.data_ptr(),
+            keys.data_ptr(),
+            coef.data_ptr(),
+            values.data_ptr(),
+            0 if mean is None else mean.data_ptr(),
+            0 if mask is None else mask.data_ptr(),
+            out.data_ptr(),
+            hits.data_ptr(),
+            start,
+            stop,
+            h.shape[-2],
+            h.shape[-1],
+            *coef.shape,
+            coef.shape[1],
+            edit.k,
+            edit.alpha,
+            0.0 if edit.gate_threshold is None else edit.gate_threshold,
+            edit.gate_threshold is not None,
+            DTYPES[h.dtype],
+            torch.get_num_threads(),
+        )
+    return hits
+
+
 def _runs(h: Tensor, edit: Edit) -> list[tuple[int, int, int | None]]:
     """Group neighbouring sequences of one edit set: first row, row after the last, set."""
     length = h.shape[-2]
     if edit.edit_set is None:
-        return [(0, h[..., 0].numel() if h.shape[-1] else math.prod(h.shape[:-1]), None)]
+        return [(0, math.prod(h.shape[:-1]), None)]
     runs: list[tuple[int, int, int | None]] = []
     for i, s in enumerate(edit.edit_set.reshape(-1).tolist()):
         if runs and runs[-1][2] == s:
@@ -244,7 +295,9 @@ def _edit_run(
     step = max(16, _BLOCK // max(1, d))
     size = min(step, total)
     x_buffer = rows.new_empty(size, d, dtype=torch.float32) if mean is not None or rows.dtype != torch.float32 else None
-    r_buffer = rows.new_empty(size, d, dtype=torch.float32)
+    # The residual becomes the result where it can: fresh pages for one more tensor cost as much as the selection.
+    reuse = result.dtype == torch.float32 and result.data_ptr() != rows.data_ptr()
+    r_buffer: Tensor | None = None
     for i in range(0, total, step):
         j = min(i + step, total)
         index = None if chosen is None else chosen[i:j]
@@ -265,7 +318,13 @@ def _edit_run(
         count = scores.shape[0]
         if count == 0:
             continue
-        r = torch.mm(scores @ coef, values, out=r_buffer[:count])
+        c = scores @ coef
+        if index is None and reuse:
+            r = torch.mm(c, values, out=result[start + i : start + j])
+        else:
+            if r_buffer is None:
+                r_buffer = rows.new_empty(size, d, dtype=torch.float32)
+            r = torch.mm(c, values, out=r_buffer[:count])
         if index is None:
             active[start + i : start + j] = True
             write_cpu(rows[start + i : start + j], r, None, edit.alpha, edit.k, result[start + i : start + j])

@@ -12,7 +12,7 @@ from torch.library import Library
 from timerome import _backend
 
 # The codes of csrc/kernels.h.
-_DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 _lib = Library("timerome", "FRAGMENT")
 _lib.define(
@@ -133,7 +133,7 @@ def sparsify_add_reference(h: Tensor, r: Tensor, k: int, alpha: float = 1.0, mas
 
 def _check(h: Tensor, r: Tensor, mask: Tensor | None, k: int) -> None:
     # Formatting is kept out of the checks: they run at every forward of an edited model.
-    if h.dtype not in _DTYPES:
+    if h.dtype not in DTYPES:
         raise TypeError(f"sparsify_add: expected h in float32, float16 or bfloat16, got {h.dtype}; convert it first.")
     if r.dtype != torch.float32:
         raise TypeError(f"sparsify_add: expected r in float32, got {r.dtype}; a residual is formed in float32.")
@@ -175,7 +175,7 @@ def write_cpu(h: Tensor, r: Tensor, mask: Tensor | None, alpha: float, k: int, o
         d,
         k,
         alpha,
-        _DTYPES[h.dtype],
+        DTYPES[h.dtype],
         torch.get_num_threads(),
     )
 
@@ -198,7 +198,7 @@ def write_cuda(h: Tensor, r: Tensor, mask: Tensor | None, alpha: float, k: int, 
         d,
         k,
         alpha,
-        _DTYPES[h.dtype],
+        DTYPES[h.dtype],
         h.get_device(),
         torch.cuda.current_stream(h.device).cuda_stream,
     )

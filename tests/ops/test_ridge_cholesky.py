@@ -2,6 +2,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from timerome.ops import NotPositiveDefiniteError, ridge_cholesky, ridge_cholesky_reference
 
@@ -88,7 +90,7 @@ def test_failure_does_not_touch_other_entries(device):
 @pytest.mark.parametrize("batch", [(), (3,)])
 def test_opcheck(batch, device):
     k = torch.randn(*batch, 4, 6, dtype=torch.float64, device=device)
-    arguments = (k @ k.mT, torch.ones(batch, dtype=torch.float64, device=device))
+    arguments = (k @ k.mT, torch.ones(batch, dtype=torch.float64, device=device), None)
     torch.library.opcheck(torch.ops.timerome.ridge_cholesky.default, arguments)
 
 
@@ -96,7 +98,7 @@ def test_compiles_without_graph_break(device):
     k = torch.randn(2, 4, 6, dtype=torch.float64, device=device)
 
     def f(k):
-        return torch.ops.timerome.ridge_cholesky(k @ k.mT, k.new_ones(2))[0]
+        return torch.ops.timerome.ridge_cholesky(k @ k.mT, k.new_ones(2), None)[0]
 
     with torch.no_grad():
         torch.testing.assert_close(torch.compile(f, fullgraph=True, backend="aot_eager")(k), f(k))
@@ -107,8 +109,10 @@ def test_compiles_without_graph_break(device):
     [
         (torch.ones(2, 3).int(), None, 0.1, TypeError, "keys of a floating dtype, got torch.int32"),
         (torch.ones(3), None, 0.1, ValueError, r"keys of shape \(\*batch, N, d\), got \(3,\)"),
-        (torch.ones(2, 3), None, 0.0, ValueError, "positive, finite ridge, got 0.0"),
-        (torch.ones(2, 3), None, math.nan, ValueError, "positive, finite ridge, got nan"),
+        (torch.ones(2, 3), None, -0.1, ValueError, "finite ridge >= 0, or a sequence of them, got -0.1"),
+        (torch.ones(2, 3), None, math.nan, ValueError, "finite ridge >= 0, .*, got nan"),
+        (torch.ones(2, 3), None, [0.1, math.inf], ValueError, "finite ridge >= 0"),
+        (torch.ones(2, 3), None, [[0.1]], ValueError, "finite ridge >= 0"),
         (torch.ones(2, 3), torch.ones(2, 3).int(), 0.1, TypeError, "values of a floating dtype"),
         (torch.ones(2, 3), torch.ones(3, 3), 0.1, ValueError, r"values of shape \(2, 'dv'\), .* got \(3, 3\)"),
     ],
@@ -123,7 +127,95 @@ def test_op_checks_its_arguments():
     for gram, ridge, error in (
         (eye.float(), torch.ones(()).double(), TypeError),
         (eye[:1], torch.ones(()).double(), ValueError),
-        (eye, torch.ones(1).double(), ValueError),
+        (eye, torch.ones(1, 1).double(), ValueError),
     ):
         with pytest.raises(error, match="^ridge_cholesky: expected"):
-            torch.ops.timerome.ridge_cholesky(gram, ridge)
+            torch.ops.timerome.ridge_cholesky(gram, ridge, None)
+
+
+def test_ridges_share_a_gram_matrix(device):
+    keys, values = torch.randn(3, 2, 7, 20, device=device), torch.randn(3, 2, 7, 4, device=device)
+    ridges = [0.0, 1e-3, 0.5]
+    together = ridge_cholesky(keys, values, ridge=ridges)
+    assert together.inverse.shape == (3, 3, 2, 7, 7) and together.info.shape == (3, 3, 2)
+    for i, ridge in enumerate(ridges):
+        alone = ridge_cholesky(keys, values, ridge=ridge)
+        for name in ("inverse", "cholesky", "solution"):
+            torch.testing.assert_close(getattr(together, name)[i], getattr(alone, name), rtol=1e-9, atol=1e-12)
+        assert torch.equal(together.scale, alone.scale)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=5), st.booleans(), st.booleans())
+def test_ragged_entries_equal_their_own_systems(lengths, relative, several):
+    torch.manual_seed(1)
+    keys, values = torch.randn(len(lengths), 9, 12), torch.randn(len(lengths), 9, 3)
+    for b, length in enumerate(lengths):
+        keys[b, length:], values[b, length:] = math.nan, math.inf  # padding may hold anything
+    ridge = [0.1, 0.3] if several else 0.1
+    factor = ridge_cholesky(keys, values, ridge=ridge, relative=relative, lengths=torch.tensor(lengths))
+    for b, length in enumerate(lengths):
+        alone = ridge_cholesky(keys[b, :length], values[b, :length], ridge=ridge, relative=relative)
+        for name in ("inverse", "cholesky"):
+            whole = getattr(factor, name)[..., b, :, :]
+            torch.testing.assert_close(whole[..., :length, :length], getattr(alone, name))
+            assert not whole[..., length:, :].any() and not whole[..., length:].any()
+        torch.testing.assert_close(factor.solution[..., b, :length, :], alone.solution)
+        assert not factor.solution[..., b, length:, :].any()
+        if length:
+            torch.testing.assert_close(factor.scale[b], alone.scale)
+
+
+def test_status_instead_of_an_error(device):
+    keys = torch.randn(3, 4, 8, device=device)
+    keys[1, 0, 0], keys[2, 3] = math.nan, keys[2, 1]
+    factor = ridge_cholesky(keys, torch.ones(3, 4, 2, device=device), ridge=[0.0, 0.1], check=False)
+    assert factor.info.tolist() == [[0, -1, 4], [0, -1, 0]]
+    assert factor.failures() == {
+        (0, 1): "not finite",
+        (0, 2): "leading minor 4 is not positive",
+        (1, 1): "not finite",
+    }
+    assert factor.solution.isnan().all(-1).all(-1).tolist() == [[False, True, True], [False, True, False]]
+    with pytest.raises(NotPositiveDefiniteError) as caught:
+        ridge_cholesky(keys, ridge=[0.0, 0.1])
+    assert caught.value.entries == [(0, 1), (0, 2), (1, 1)]
+
+
+@pytest.mark.parametrize("n", [2, 30, 200])
+def test_a_singular_gram_matrix_without_ridge_is_noticed(n, device):
+    """Rounding leaves a tiny positive pivot as often as not."""
+    for seed in range(5):
+        keys = torch.randn(n, 300, generator=torch.Generator().manual_seed(seed)).to(device)
+        keys[-1] = keys[:-1].mean(0)
+        assert ridge_cholesky(keys.double(), ridge=0.0, check=False).info == n
+
+
+@pytest.mark.parametrize(
+    ("lengths", "error", "message"),
+    [
+        (torch.tensor([1.0, 2.0]), TypeError, "lengths in int64"),
+        (torch.tensor([1]), ValueError, r"lengths of shape \(2,\), .* got \(1,\)"),
+        (torch.tensor([1, 4]), ValueError, "lengths from 0 to N = 3, got 1 to 4"),
+        (torch.tensor([-1, 2]), ValueError, "got -1 to 2"),
+    ],
+)
+def test_bad_lengths(lengths, error, message):
+    with pytest.raises(error, match="^ridge_cholesky: expected .*" + message):
+        ridge_cholesky(torch.ones(2, 3, 4), ridge=0.1, lengths=lengths)
+
+
+@pytest.mark.parametrize("ridge", [1e-2, 1e-4, 1e-6])
+def test_error_is_at_most_twice_that_of_float32_torch(ridge, device):
+    """In fact far below it: condition numbers up to 4e6, right-hand sides in float32."""
+    shared = torch.randn(512, device=device)
+    keys = shared + 0.1 * torch.randn(60, 512, device=device)
+    x = torch.randn(60, 3, device=device).double()
+    k = keys.double()
+    scale = k.square().sum(-1).mean()
+    system = k @ k.mT + ridge * scale * torch.eye(60, device=device).double()
+    b = (system @ x).float()
+    exact = torch.linalg.solve(system, b.double())
+    ours = ridge_cholesky(keys, b, ridge=ridge).solution
+    single = torch.linalg.solve(keys @ keys.mT + (ridge * scale).float() * torch.eye(60, device=device), b)
+    assert (ours - exact).norm() <= 2 * (single.double() - exact).norm()

@@ -1,6 +1,7 @@
 """The bundled testbed is what the README says: it knows its facts, looks both ways, and fits in its budget."""
 
 from importlib.resources import files
+from itertools import product
 
 import pytest
 import torch
@@ -31,8 +32,11 @@ def token_accuracy(backbone, facts, wording):
     return right / total
 
 
-@pytest.mark.parametrize("wording", ["prompt", "paraphrase"])
-@pytest.mark.parametrize("name", ["forget01", "retain", "relations"])
+@pytest.mark.parametrize(
+    ("name", "wording"),
+    [*product(["forget01", "retain", "relations"], ["prompt", "paraphrase"])]
+    + [("real_authors", "prompt"), ("world_facts", "prompt")],
+)
 def test_it_recalls_its_facts_from_a_fully_masked_answer(testbed, name, wording):
     assert token_accuracy(testbed, bundled_facts(name), wording) >= 0.99
 
@@ -41,9 +45,8 @@ def test_it_generates_its_facts_by_low_confidence_decoding(testbed):
     facts = list(bundled_facts("forget01")) + list(bundled_facts("retain"))[::10]
     texts = tr.generate(testbed, [f.prompt for f in facts], canvas=96, config=tr.SamplerConfig(steps=48))
     pairs = list(zip(texts, facts, strict=True))
-    # Word for word is not reached yet: tokens slip where few are masked (README, "The testbed").
-    assert sum(t == f.object for t, f in pairs) / len(facts) >= 0.6
-    assert sum(rouge_l(f.object, t) for t, f in pairs) / len(facts) >= 0.97
+    assert sum(t == f.object for t, f in pairs) / len(facts) >= 0.95
+    assert sum(rouge_l(f.object, t) for t, f in pairs) / len(facts) >= 0.99
 
 
 def test_it_refuses_what_it_was_taught_not_to_know(testbed):

@@ -80,7 +80,7 @@ def test_paper_mode_is_the_formula(backbone: tr.Backbone, site: tr.Site, alpha: 
         backbone.forward(ids)
     assert (wanted - before).abs().max() > 0.05
     # Scores and coefficients are float32, and nearly parallel keys cancel: no worse than plain float32 products.
-    system, h = memory.systems[0], before.float()
+    system, h = memory.systems[0].solved, before.float()
     plain = h + alpha * largest((h - system.mean) @ system.keys.T @ system.coef @ system.values, q)
     error, error_of_plain = ((x.double() - wanted).abs().max() for x in (found[site], plain))
     assert error <= 2 * error_of_plain + 1e-5
@@ -142,7 +142,7 @@ def test_a_facts_states_depend_on_nothing_but_itself(backbone: tr.Backbone) -> N
     torch.testing.assert_close(alone.edits[0].targets, among.edits[1].targets)
     torch.manual_seed(9)
     again = build(backbone)
-    assert torch.equal(again.systems[0].coef, among.systems[0].coef)
+    assert torch.equal(again.systems[0].solved.coef, among.systems[0].solved.coef)
 
 
 def test_canvases_that_cannot_be_used_are_left_out(backbone: tr.Backbone) -> None:

@@ -161,7 +161,7 @@ class EditCallback(Callback):
         rows, steps = self._attachment.hits, self._attachment.hits_by_step
         # Every process must log the same names, or their sums wait for each other.
         n_steps = int(pl_module.all_gather(torch.tensor(max(steps, default=-1) + 1)).max())
-        ids = ["*"] if self.memory.book is None else [edit.fact.id for edit in self.memory.edits]
+        ids = [edit.id for edit in self.memory.edits] if self.memory.gated else ["*"]
         values = {
             "rows": rows.total(),
             **{f"fact/{i}": rows[i] for i in ids},

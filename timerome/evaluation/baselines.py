@@ -21,7 +21,8 @@ from ..coordinates import Coordinate, Site
 from ..facts import Fact, FactError, FactSet
 from ..hooks import Hooks
 from ..memory import BankConfig, EditMemory
-from ..memory.memory import Settings, gather
+from ..memory.gather import gather
+from ..memory.settings import Settings
 
 PAPER_BANK = BankConfig(canvases=(None,))
 

@@ -1,9 +1,12 @@
-"""Edit memories: state bank, targets, gates, the memory itself, its attachment and its file."""
+"""Edit memories: state bank, targets, gates, operations on edits, their attachment, their files and their ledger."""
 
 from .address import Gate as Gate
 from .attachment import Attachment as Attachment
 from .attachment import MemoryMismatchError as MemoryMismatchError
 from .bank import BankConfig as BankConfig
-from .files import EditFileError as EditFileError
+from .edit import Edit as Edit
+from .manifest import EditFileError as EditFileError
 from .memory import EditMemory as EditMemory
-from .memory import Settings as Settings
+from .operations import REFUSAL as REFUSAL
+from .operations import EditConflictError as EditConflictError
+from .settings import Settings as Settings

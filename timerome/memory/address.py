@@ -54,9 +54,20 @@ class Gate:
         if self.epsilon is not None and not 0 < self.epsilon < 1:
             raise ValueError(f"Gate: expected 0 < epsilon < 1 or None, got {self.epsilon}.")
 
-    def site(self, backbone: Backbone) -> Site:
-        """The block whose output addresses a sequence."""
-        return Site(backbone.n_layers * 2 // 3 if self.layer is None else self.layer)
+    def resolved(self, backbone: Backbone) -> Gate:
+        """The same gate with its layer chosen."""
+        return self if self.layer is not None else replace(self, layer=backbone.n_layers * 2 // 3)
+
+    @property
+    def site(self) -> Site:
+        """The block whose output addresses a sequence.
+
+        Raises:
+            ValueError: the layer was left to be chosen; see :meth:`resolved`.
+        """
+        if self.layer is None:
+            raise ValueError("Gate: no layer chosen yet; resolve the gate on its backbone first.")
+        return Site(self.layer)
 
 
 def threshold_of(scores: Tensor, epsilon: float | None) -> float:
@@ -98,6 +109,24 @@ def masked_wordings(backbone: Backbone, facts: Iterable[Fact], bank: BankConfig)
     ]
 
 
+def address_of(backbone: Backbone, fact: Fact, gate: Gate, bank: BankConfig) -> Tensor:
+    """Return a fact's address, one vector a fully masked state of its bank, ``(k, d)``."""
+    states = masked_states(backbone, fact, bank)
+    canvases = [state.sequence.canvas for state in states]
+    return addresses(backbone, [state.ids for state in states], canvases, gate.site, gate.span)
+
+
+def negative_addresses(backbone: Backbone, gate: Gate, bank: BankConfig) -> Tensor:
+    """Return the addresses of every wording of every negative, ``(m, d)``.
+
+    Raises:
+        ValueError: the layer does not exist.
+    """
+    states = masked_wordings(backbone, gate.negatives, bank)
+    ids = [state.masked(backbone.mask_id) for state in states]
+    return addresses(backbone, ids, [state.canvas for state in states], gate.site, gate.span)
+
+
 @dataclass
 class AddressBook:
     """Addresses of the edited facts, and the similarity a sequence must exceed to be given a fact's edit.
@@ -107,7 +136,7 @@ class AddressBook:
         span: how many answer positions make an address.
         mean: of the negatives' addresses, ``(d,)``; similarities are taken after subtracting it.
         vectors: addresses, ``(n, d)``.
-        owner: index of the fact each belongs to, ``(n,)`` int64.
+        owner: index of the edit each belongs to, ``(n,)`` int64.
         threshold: a sequence is given an edit strictly above this cosine similarity.
         calibration: every negative's largest similarity, ``(m,)``.
     """
@@ -121,30 +150,31 @@ class AddressBook:
     calibration: Tensor
 
     @classmethod
-    def build(cls, backbone: Backbone, facts: Sequence[Fact], gate: Gate, bank: BankConfig) -> AddressBook:
-        """Read the facts' addresses and calibrate the threshold on the gate's negatives.
+    def of(cls, gate: Gate, mean: Tensor, vectors: Sequence[Tensor], scores: Sequence[Tensor]) -> AddressBook:
+        """Put edits together: the address ``(k, d)`` of each, and each negative's similarity to it, ``(m,)``.
 
         Raises:
-            ValueError: ``epsilon`` is too small for so few negatives, or the layer does not exist.
+            ValueError: ``epsilon`` is too small for so few negatives.
         """
-        site, span = gate.site(backbone), gate.span
-        states = [(i, s) for i, fact in enumerate(facts) for s in masked_states(backbone, fact, bank)]
-        vectors = addresses(backbone, [s.ids for _, s in states], [s.sequence.canvas for _, s in states], site, span)
-        negatives = masked_wordings(backbone, gate.negatives, bank)
-        others = addresses(
-            backbone, [s.masked(backbone.mask_id) for s in negatives], [s.canvas for s in negatives], site, span
-        )
-        book = cls(site, span, others.mean(0), vectors, torch.tensor([i for i, _ in states]), 0.0, torch.empty(0))
-        book.calibration = book.similarities(others).amax(1)
-        book.threshold = threshold_of(book.calibration, gate.epsilon)
-        return book
+        owner = torch.tensor([i for i, own in enumerate(vectors) for _ in own], dtype=torch.int64)
+        calibration = torch.stack(list(scores)).amax(0)
+        threshold = threshold_of(calibration, gate.epsilon)
+        return cls(gate.site, gate.span, mean, torch.cat(list(vectors)), owner, threshold, calibration)
 
     def similarities(self, found: Tensor) -> Tensor:
         """Cosine similarity of addresses ``(m, d)`` with every stored one, ``(m, n)``."""
         return cosine_similarity(found - self.mean, self.vectors - self.mean)
 
-    def lookup(self, found: Tensor) -> Tensor:
-        """Return the fact index each address ``(m, d)`` is given, -1 for none, int64 ``(m,)``."""
-        best, index = self.similarities(found).max(1)
+    def lookup(self, found: Tensor, allowed: Tensor | None = None) -> Tensor:
+        """Return the index of the edit each address ``(m, d)`` is given, -1 for none, int64 ``(m,)``.
+
+        Args:
+            found: addresses of sequences.
+            allowed: edits that each may have, boolean ``(m, edits)``; None is all.
+        """
+        similarities = self.similarities(found)
+        if allowed is not None:
+            similarities = similarities.masked_fill(~allowed[:, self.owner], -torch.inf)
+        best, index = similarities.max(1)
         fires = (best > self.threshold) & found.any(1)  # nothing to go by where no answer position was read
         return torch.where(fires, self.owner[index], -1)

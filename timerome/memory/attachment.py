@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
-from .. import ops
 from ..backbones import Backbone
-from ..functional.solve import RidgeMemory
+from ..coordinates import Role
 from ..hooks import Hooks
 from .address import addresses
+from .apply import Applied, applied_at
 from .rows import Rows, RowTracker
 
 if TYPE_CHECKING:
     from .memory import EditMemory
+
+REMEMBERED = 4096  # sequences whose address is kept
 
 
 class MemoryMismatchError(ValueError):
@@ -44,19 +45,19 @@ def check_belongs(memory: EditMemory, backbone: Backbone) -> None:
             )
 
 
-# Models that run to address rows. No memory acts on those forwards: addresses are those of the model as it is, also
+# Models that are read as they are: while rows are addressed or edits are made, no memory acts on their forwards, also
 # where several memories are attached, be it through several backbones around one model.
-_UNEDITED: WeakSet[nn.Module] = WeakSet()
+_UNEDITED: Counter[int] = Counter()
 
 
 @contextmanager
-def _unedited(model: nn.Module) -> Iterator[None]:
-    """Leave the forwards inside alone."""
-    _UNEDITED.add(model)
+def unedited(model: nn.Module) -> Iterator[None]:
+    """Leave the forwards inside alone, whatever is attached."""
+    _UNEDITED[id(model)] += 1
     try:
         yield
     finally:
-        _UNEDITED.discard(model)
+        _UNEDITED[id(model)] -= 1
 
 
 class Attachment:
@@ -66,9 +67,11 @@ class Attachment:
     answer stays for all its denoising steps. Which positions form the canvas is announced by this library's own
     samplers; in other loops it is what was masked when the sequence was first seen.
 
+    Where the memory holds no edit, or no row may have one, no hook is registered: that costs nothing.
+
     Attributes:
-        hits: rows edited, by fact id (``"*"`` for a shared memory without row gate).
-        hits_by_step: rows edited, by denoising step, counted from 0 for each new batch.
+        counts: rows edited, by edit id (``"*"`` where all edits act together) and denoising step, counted from 0 for
+            each new batch.
 
     Raises:
         MemoryMismatchError: the memory was built on another model or tokenizer.
@@ -77,25 +80,49 @@ class Attachment:
     def __init__(self, memory: EditMemory, backbone: Backbone) -> None:
         check_belongs(memory, backbone)
         self.memory, self.backbone = memory, backbone
-        self.hits: Counter[str] = Counter()
-        self.hits_by_step: Counter[int] = Counter()
-        site = memory.settings.coordinate.site
-        self._hooks = Hooks(backbone, {site: self._edit}, begin=self._begin)
-        self._systems = [RidgeMemory(*(t.to(backbone.device) for t in system)) for system in memory.systems]
-        self._known: OrderedDict[bytes, int] = OrderedDict()
-        self._active: Tensor | None = None
-        self._tokens: Tensor | None = None
+        self.counts: Counter[tuple[str, int]] = Counter()
+        self._begin_hook = Hooks(backbone, begin=self._begin)
+        self._site_hooks: Hooks | None = None
+        self._on = False
+        self._sets: list[frozenset[str] | None] | None = None
+        self._addresses: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._given: dict[tuple[bytes, frozenset[str] | None], int] = {}
         self._tracker = RowTracker(backbone)
-        self._step = -1
+        self._rows: Rows | None = None
+        self._chosen: list[tuple[int, ...]] | None = None
+        self._allowed: list[frozenset[str] | None] = []
+        self.refresh()
+
+    @property
+    def hits(self) -> Counter[str]:
+        """Rows edited, by edit id."""
+        return summed(self.counts, 0)
+
+    @property
+    def hits_by_step(self) -> Counter[int]:
+        """Rows edited, by denoising step."""
+        return summed(self.counts, 1)
 
     def attach(self) -> Attachment:
-        """Register the hooks; :meth:`remove` undoes it."""
-        self._hooks.attach()
+        """Let the memory act; :meth:`remove` undoes it.
+
+        Raises:
+            RuntimeError: it is attached already.
+        """
+        if self._on:
+            raise RuntimeError("Attachment.attach: this memory is attached already; remove() it first.")
+        self._on = True
+        try:
+            self._set_hooks()
+        except BaseException:
+            self.remove()
+            raise
         return self
 
     def remove(self) -> None:
         """Remove the hooks; may be called twice."""
-        self._hooks.remove()
+        self._on = False
+        self._set_hooks()
 
     def __enter__(self) -> Attachment:
         return self.attach()
@@ -105,76 +132,138 @@ class Attachment:
     ) -> None:
         self.remove()
 
+    def select(self, sets: Sequence[Iterable[str] | None] | None) -> None:
+        """Say which edits each row of the coming batches may have; None, and at first, is all of them.
+
+        A row gate still decides whether an edit that a row may have is given to it. Without one, a row has all edits
+        it may have. Rows are those of the batch as the loop has it; a forward over a multiple of them, as in
+        classifier-free guidance, repeats them.
+
+        Args:
+            sets: for each row the ids of edits; None for all, empty for none.
+
+        Raises:
+            KeyError: no edit in force has such an id.
+        """
+        chosen = None if sets is None else [None if ids is None else frozenset(ids) for ids in sets]
+        known = {edit.id for edit in self.memory.edits}
+        for i, ids in enumerate(chosen or ()):
+            if ids is not None and not ids <= known:
+                raise KeyError(
+                    f"Attachment.select: row {i} names {sorted(ids - known)[:5]}, but no such edit is in force; there "
+                    f"are {', '.join(sorted(known)[:10]) or 'none'}."
+                )
+        self._sets = chosen
+        self._set_hooks()
+
+    def refresh(self) -> None:
+        """Take over changes of the memory; it calls this itself."""
+        self._given.clear()
+        self._applied = [
+            applied_at(site, self.memory, self.backbone.device)
+            for site in dict.fromkeys(system.place.site for system in self.memory.systems)
+        ]
+        self._set_hooks()
+
+    def _set_hooks(self) -> None:
+        """Register what has to act, and nothing else."""
+        if self._site_hooks is not None:
+            self._site_hooks.remove()
+            self._site_hooks = None
+        self._begin_hook.remove()
+        anyone = self._sets is None or any(ids is None or ids for ids in self._sets)
+        if self._on and self.memory.edits and anyone:
+            hooks = Hooks(self.backbone, {a.site: self._editing(a) for a in self._applied})
+            self._begin_hook.attach()
+            self._site_hooks = hooks
+            hooks.attach()
+
     def _begin(self, ids: Tensor, called: Mapping[str, Any]) -> None:
         """At the start of a forward: find out which rows get which edit."""
-        if self.backbone.model in _UNEDITED:
+        if _UNEDITED[id(self.backbone.model)]:
             return
-        rows = self._tracker.begin(ids, called)
-        self._step = rows.step
-        if self.memory.book is None:
-            self._active = self._tokens = None
+        rows = self._rows = self._tracker.begin(ids, called)
+        everything = tuple(range(len(self.memory.edits)))
+        self._allowed = self._sets_of(len(ids))
+        if self.memory.gated:
+            self._chosen = [(i,) if i >= 0 else () for i in self._address(rows, self._allowed)]
+        elif all(allowed is None for allowed in self._allowed):
+            self._chosen = None
+            self.counts["*", rows.step] += len(ids)
             return
-        self._active = self._address(rows)
-        self._tokens = rows.positions(self.memory.settings.coordinate.role)
+        else:
+            index = {edit.id: i for i, edit in enumerate(self.memory.edits)}
+            self._chosen = [
+                everything if allowed is None else tuple(sorted(index[name] for name in allowed))
+                for allowed in self._allowed
+            ]
+        for i, n in Counter(i for row in self._chosen for i in row).items():
+            self.counts[self.memory.edits[i].id, rows.step] += n
 
-    def _address(self, rows: Rows) -> Tensor:
-        """Return the fact index of each row, -1 for none, ``(B,)``."""
-        book = self.memory.book
+    def _sets_of(self, batch: int) -> list[frozenset[str] | None]:
+        """Which edits each row of a forward may have."""
+        if self._sets is None:
+            return [None] * batch
+        if not self._sets or batch % len(self._sets):
+            raise ValueError(
+                f"Attachment.select: edits were named for {len(self._sets)} rows, but a forward has {batch}; name "
+                "them for each batch anew."
+            )
+        return self._sets * (batch // len(self._sets))
+
+    def _address(self, rows: Rows, allowed: list[frozenset[str] | None]) -> list[int]:
+        """Return the index of each row's edit, -1 for none."""
+        book, known = self.memory.book, self._addresses
         assert book is not None
         keys = [asked.key for asked in rows.asked]
-        new = {key: asked for key, asked in zip(keys, rows.asked, strict=True) if key not in self._known}
+        new = {key: asked for key, asked in zip(keys, rows.asked, strict=True) if key not in known}
         if new:
-            with _unedited(self.backbone.model), self.backbone.on_canvas(None):
-                found = addresses(
-                    self.backbone,
-                    [a.state for a in new.values()],
-                    [a.canvas for a in new.values()],
-                    book.site,
-                    book.span,
-                )
-            self._known.update(zip(new, book.lookup(found).tolist(), strict=True))
-        active = torch.tensor([self._known[key] for key in keys])
-        while len(self._known) > 4096:
-            self._known.popitem(last=False)
+            states, canvases = [a.state for a in new.values()], [a.canvas for a in new.values()]
+            with unedited(self.backbone.model), self.backbone.on_canvas(None):
+                found = addresses(self.backbone, states, canvases, book.site, book.span)
+            known.update(zip(new, found, strict=True))
+        asked = list(zip(keys, allowed, strict=True))
+        open_ = [pair for pair in dict.fromkeys(asked) if pair not in self._given]
+        if open_:
+            found = torch.stack([known[key] for key, _ in open_])
+            free = all(names is None for _, names in open_)
+            given = book.lookup(found) if free else book.lookup(found, self._permitted([n for _, n in open_]))
+            self._given.update(zip(open_, given.tolist(), strict=True))
+        active = [self._given[pair] for pair in asked]
+        while len(known) > REMEMBERED:
+            gone, _ = known.popitem(last=False)
+            self._given = {pair: i for pair, i in self._given.items() if pair[0] != gone}
         return active
 
-    def _edit(self, h: Tensor) -> Tensor | None:
-        """Add the memory to a site's output ``(B, L, d)``."""
-        if self.backbone.model in _UNEDITED:
-            return None
-        if not torch.isfinite(h).all():
-            raise FloatingPointError(
-                f"EditMemory: activations at {self.memory.settings.coordinate.site} are not finite; check the model's "
-                "weights, dtype and inputs."
-            )
-        if self._active is None:
-            self._count("*", len(h))
-            return self._apply(h, self._systems[0], None)
-        out = h
-        for fact in sorted(set(self._active.tolist()) - {-1}):
-            rows = (self._active == fact).nonzero().flatten().to(h.device)
-            system = self._systems[0 if self.memory.settings.shared else fact]
-            tokens = None if self._tokens is None else self._tokens[rows].to(h.device)
-            if out is h:
-                out = h.clone()
-            out[rows] = self._apply(h[rows], system, tokens)
-            self._count(self.memory.edits[fact].fact.id, len(rows))
-        return None if out is h else out
+    def _permitted(self, allowed: list[frozenset[str] | None]) -> Tensor:
+        return torch.tensor([[names is None or e.id in names for e in self.memory.edits] for names in allowed])
 
-    def _apply(self, h: Tensor, system: RidgeMemory, tokens: Tensor | None) -> Tensor:
-        settings = self.memory.settings
-        return ops.sparse_lowrank_residual(
-            h,
-            system.keys,
-            system.coef,
-            system.values,
-            mean=system.mean,
-            alpha=settings.alpha,
-            sparsity=settings.sparsity,
-            row_mask=tokens,
-            gate_threshold=self.memory.token_threshold,
-        )
+    def _editing(self, applied: Applied) -> Callable[[Tensor], Tensor | None]:
+        """Return the hook of a site."""
 
-    def _count(self, name: str, rows: int) -> None:
-        self.hits[name] += rows
-        self.hits_by_step[self._step] += rows
+        def edit(h: Tensor) -> Tensor | None:
+            if _UNEDITED[id(self.backbone.model)] or self._rows is None:
+                return None
+            if self._chosen is not None and not any(self._chosen):
+                return None
+            if not torch.isfinite(h).all():
+                raise FloatingPointError(
+                    f"EditMemory: activations at {applied.site} are not finite; check the model's weights, dtype and "
+                    "inputs."
+                )
+            rows, gated = self._rows, self.memory.gated
+
+            def positions(role: Role) -> Tensor | None:
+                return rows.positions(role).to(h.device) if gated else None
+
+            return applied(h, self._chosen, self._allowed, positions, self.memory.token_threshold)
+
+        return edit
+
+
+def summed(counts: Counter[tuple[str, int]], by: int) -> Counter[Any]:
+    """Sum counts of (edit id, step) over the other of the two."""
+    total: Counter[Any] = Counter()
+    for key, n in counts.items():
+        total[key[by]] += n
+    return total

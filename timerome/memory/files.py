@@ -1,4 +1,4 @@
-"""Edit files: one safetensors file with a JSON manifest in its header."""
+"""Edit files: one safetensors file with a JSON manifest in its header. Nothing in it is code."""
 
 from __future__ import annotations
 
@@ -9,53 +9,87 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from .._files import whole
 from .._version import __version__
-from ..backbones import Backbone
-from ..coordinates import Site
-from ..facts import Fact
-from .address import AddressBook
-from .attachment import check_belongs
-from .memory import Edit, EditMemory, Settings
+from ..coordinates import Coordinate
+from ..facts import Fact, FactSet
+from .address import Gate
+from .background import Background, Frame
+from .edit import OPERATIONS, Edit, Part
+from .manifest import EditFileError, parse
+from .memory import EditMemory
+from .settings import Place, Settings
 
-FORMAT = "timerome-edit-1"
+FORMAT = "timerome-edit-2"
+MAX_KEYS = 20_000  # in one system: its factor would take 3 GB
+
+SMALL = {torch.float32, torch.bfloat16, torch.float16}
 
 
-class EditFileError(ValueError):
-    """A file is no edit file, or damaged."""
+def save(memory: EditMemory, path: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write ``memory`` to ``path``: to a temporary file beside it first, then moved in place.
 
-
-def save(memory: EditMemory, path: Path) -> None:
-    """Write ``memory`` to ``path``: to a temporary file beside it first, then moved in place."""
-    book = memory.book
+    Args:
+        memory: what to write.
+        path: the file.
+        dtype: of keys, targets, protected keys and addresses; half precision halves the file.
+    """
+    if dtype not in SMALL:
+        raise ValueError(f"EditMemory.save: expected float32, bfloat16 or float16, got {dtype}.")
+    history, background = memory.history, memory.background
+    kinds = list(dict.fromkeys([memory.settings, *(edit.settings for edit in history)]))
+    frames = list(background.frames.items())
+    gate = background.gate
     manifest: dict[str, Any] = {
         "version": __version__,
         "fingerprint": memory.fingerprint,
         "tokenizer": memory.tokenizer,
-        "settings": memory.settings.to_dict(),
-        "facts": [edit.fact.to_dict() for edit in memory.edits],
-        "counts": [len(edit.keys) for edit in memory.edits],
-        "token_threshold": memory.token_threshold,
-        "address": None if book is None else {"site": list(book.site), "span": book.span, "threshold": book.threshold},
+        "settings": [settings.to_dict() for settings in kinds],
+        "edits": [
+            {
+                "id": edit.id,
+                "fact": edit.fact.to_dict(),
+                "settings": kinds.index(edit.settings),
+                "operation": edit.operation,
+                "supersedes": edit.supersedes,
+                "keys": [len(part.keys) for part in edit.parts],
+                "address": 0 if edit.address is None else len(edit.address),
+            }
+            for edit in history
+        ],
+        "retired": memory.retired,
+        "gate": None if gate is None else {**vars(gate), "negatives": [f.to_dict() for f in gate.negatives]},
+        "protect": None if background.protect is None else [f.to_dict() for f in background.protect],
+        "frames": [
+            {
+                "layer": place.site.layer,
+                "module": place.site.module,
+                "role": place.role,
+                "scale": frame.scale,
+                "protect": 0 if frame.protect is None else len(frame.protect),
+            }
+            for place, frame in frames
+        ],
     }
-    tensors = {
-        "keys": torch.cat([edit.keys for edit in memory.edits]),
-        "targets": torch.cat([edit.targets for edit in memory.edits]),
-        "mean": memory.mean,
-    }
-    if memory.protect is not None:
-        tensors["protect"] = memory.protect
-    if book is not None:
-        tensors |= {
-            "address.mean": book.mean,
-            "address.vectors": book.vectors,
-            "address.owner": book.owner,
-            "address.calibration": book.calibration,
-        }
-    metadata = {"format": FORMAT, "manifest": json.dumps(manifest)}
+    tensors: dict[str, Tensor] = {}
+
+    def put(name: str, rows: list[Tensor], small: bool = True) -> None:
+        if rows:
+            tensors[name] = torch.cat(rows).to(dtype if small else torch.float32).contiguous()
+
+    put("keys", [part.keys for edit in history for part in edit.parts])
+    put("targets", [part.targets for edit in history for part in edit.parts])
+    put("address", [edit.address for edit in history if edit.address is not None])
+    put("address_scores", [e.address_scores[None] for e in history if e.address_scores is not None], small=False)
+    put("token_scores", [e.token_scores[None] for e in history if e.token_scores is not None], small=False)
+    put("frame_means", [frame.mean[None] for _, frame in frames], small=False)
+    put("protect", [frame.protect for _, frame in frames if frame.protect is not None])
+    put("centre", [] if background.centre is None else [background.centre[None]], small=False)
+    text = json.dumps(manifest, separators=(",", ":"), ensure_ascii=False)
     with whole(path) as temporary:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata=metadata)
+        save_file(tensors, temporary, metadata={"format": FORMAT, "manifest": text})
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -64,57 +98,133 @@ def read_manifest(path: Path) -> dict[str, Any]:
     Raises:
         EditFileError: the file is missing, truncated, or no edit file.
     """
+    return _read(path, tensors=False)[0]
+
+
+def load(path: Path) -> EditMemory:
+    """Read an edit file; see :meth:`EditMemory.load`. What does not fit together is refused, nothing is guessed."""
+    manifest, tensors = _read(path, tensors=True)
+    try:
+        return _memory(manifest, tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError, IndexError, OverflowError) as error:
+        raise EditFileError(f"EditMemory.load: {path} does not hold what its manifest says ({error}).") from error
+
+
+def _read(path: Path, tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise EditFileError(
+                    f"EditMemory.load: expected a file of format {FORMAT!r}, {path} has {metadata.get('format')!r}; "
+                    "build the memory again with this version."
+                )
+            # Cloned, so that nothing hangs on a file that another process may cut short.
+            found = {name: file.get_tensor(name).clone() for name in file.keys()} if tensors else {}  # noqa: SIM118
     except FileNotFoundError:
         raise EditFileError(f"EditMemory.load: there is no file {path}.") from None
     except (SafetensorError, OSError) as error:
         raise EditFileError(
             f"EditMemory.load: {path} is damaged or no safetensors file ({error}); copy or save it again."
         ) from error
-    if metadata.get("format") != FORMAT:
-        raise EditFileError(
-            f"EditMemory.load: expected a file of format {FORMAT!r}, {path} has {metadata.get('format')!r}."
-        )
     try:
-        return dict(json.loads(metadata["manifest"]))
-    except (KeyError, ValueError) as error:
-        raise EditFileError(f"EditMemory.load: the manifest of {path} is unreadable ({error}).") from error
+        return parse(metadata.get("manifest", "")), found
+    except EditFileError as error:
+        raise EditFileError(f"EditMemory.load: {path} does not hold what an edit file must: {error}.") from None
 
 
-def load(path: Path, backbone: Backbone | None) -> EditMemory:
-    """Read an edit file; see :meth:`EditMemory.load`."""
-    manifest = read_manifest(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        counts = manifest["counts"]
-        facts = [Fact.from_dict(fact) for fact in manifest["facts"]]
-        keys, targets = tensors["keys"].split(counts), tensors["targets"].split(counts)
-        address, book = manifest["address"], None
-        if address is not None:
-            book = AddressBook(
-                site=Site(*address["site"]),
-                span=address["span"],
-                mean=tensors["address.mean"],
-                vectors=tensors["address.vectors"],
-                owner=tensors["address.owner"],
-                threshold=address["threshold"],
-                calibration=tensors["address.calibration"],
+def _memory(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> EditMemory:
+    """Put a memory together from a manifest of the right form and whatever tensors came with it."""
+    settings = [Settings.from_dict(values) for values in manifest["settings"]]
+    edits, frames = manifest["edits"], manifest["frames"]
+    _require(bool(settings) and len({s.shared for s in settings}) == 1, "no settings, or shared and single ones")
+    names = [edit["id"] for edit in edits] + manifest["retired"]
+    _require(all(names) and len(set(names)) == len(names), "edit ids are empty or not distinct")
+    _require({n for e in edits for n in e["supersedes"]} <= set(names), "an edit supersedes one that never was")
+    _require(all(e["operation"] in OPERATIONS for e in edits), f"operations other than {OPERATIONS}")
+    gate = None if manifest["gate"] is None else _gate(manifest["gate"])
+    protect = None if manifest["protect"] is None else FactSet(map(Fact.from_dict, manifest["protect"]))
+    addressed, gated = gate is not None and gate.address, gate is not None and gate.token
+
+    counts = [n for edit in edits for n in edit["keys"]]
+    held = [frame["protect"] for frame in frames]
+    _require(all(counts) and sum(counts) + sum(held) <= MAX_KEYS * max(1, len(edits)), "edits without or of many keys")
+    if settings[0].shared:
+        _require(sum(counts) + sum(held) <= MAX_KEYS, f"a system of more than {MAX_KEYS} keys")
+    width = tensors["keys"].shape[-1] if "keys" in tensors else None
+    wanted: dict[str, tuple[int | None, int | None]] = {}
+    if edits:
+        wanted |= {"keys": (sum(counts), width), "targets": (sum(counts), width)}
+        if addressed:
+            _require(all(edit["address"] for edit in edits), "edits without address")
+            wanted |= {"address": (sum(edit["address"] for edit in edits), width)}
+            wanted |= {"address_scores": (len(edits), None)}
+        if gated:
+            wanted |= {"token_scores": (len(edits), None)}
+    if frames:
+        wanted |= {"frame_means": (len(frames), width)}
+    if sum(held):
+        wanted |= {"protect": (sum(held), width)}
+    if addressed and (edits or "centre" in tensors):
+        wanted |= {"centre": (1, width)}
+    _require(tensors.keys() == wanted.keys(), f"tensors {sorted(tensors)} instead of {sorted(wanted)}")
+    for name, (rows, columns) in wanted.items():
+        tensor = tensors[name]
+        fits = tensor.dim() == 2 and rows in (None, len(tensor)) and columns in (None, tensor.shape[1])
+        _require(fits and tensor.shape[-1] > 0, f"{name} has the shape {tuple(tensor.shape)}")
+        _require(tensor.dtype in SMALL and bool(torch.isfinite(tensor).all()), f"{name} is not finite or no float")
+        tensors[name] = tensor.float()
+
+    def rows_of(name: str, sizes: list[int]) -> list[Tensor]:
+        return list(tensors[name].split(sizes)) if name in tensors else []
+
+    keys, targets = rows_of("keys", counts), rows_of("targets", counts)
+    addresses = rows_of("address", [edit["address"] for edit in edits]) if addressed else []
+    history, at = [], 0
+    for i, values in enumerate(edits):
+        own = settings[values["settings"]]
+        _require(len(own.coordinates) == len(values["keys"]), f"edit {values['id']!r} has parts at other coordinates")
+        parts = []
+        for coordinate in own.coordinates:
+            parts.append(Part(coordinate, keys[at], targets[at]))
+            at += 1
+        history.append(
+            Edit(
+                id=values["id"],
+                fact=Fact.from_dict(values["fact"]),
+                settings=own,
+                parts=tuple(parts),
+                operation=values["operation"],
+                supersedes=tuple(values["supersedes"]),
+                address=addresses[i] if addressed else None,
+                address_scores=tensors["address_scores"][i] if addressed else None,
+                token_scores=tensors["token_scores"][i] if gated else None,
             )
-        memory = EditMemory(
-            Settings.from_dict(manifest["settings"]),
-            [Edit(*parts) for parts in zip(facts, keys, targets, strict=True)],
-            mean=tensors["mean"],
-            protect=tensors.get("protect"),
-            book=book,
-            token_threshold=manifest["token_threshold"],
-            fingerprint=manifest["fingerprint"],
-            tokenizer=manifest["tokenizer"],
         )
-    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise EditFileError(f"EditMemory.load: {path} does not hold what its manifest says ({error}).") from error
-    if backbone is not None:
-        check_belongs(memory, backbone)
-    return memory
+    means, guarded = tensors.get("frame_means"), rows_of("protect", held)
+    known: dict[Place, Frame] = {}
+    for i, values in enumerate(frames):
+        place = Place.of(Coordinate(values["layer"], values["module"], 0, values["role"]))
+        _require(place not in known and values["scale"] >= 0, "frames that repeat, or of negative scale")
+        _require(bool(values["protect"]) == (protect is not None), "frames with other protected facts than the memory")
+        assert means is not None
+        known[place] = Frame(means[i], values["scale"], guarded[i] if values["protect"] else None)
+    places = {Place.of(part.coordinate) for edit in history for part in edit.parts}
+    _require(places <= known.keys() or (gate is None and protect is None), "edits at places without a frame")
+    return EditMemory(
+        settings[0],
+        history,
+        background=Background(gate, protect, known, tensors["centre"][0] if "centre" in tensors else None),
+        retired=manifest["retired"],
+        fingerprint=manifest["fingerprint"],
+        tokenizer=manifest["tokenizer"],
+    )
+
+
+def _gate(values: dict[str, Any]) -> Gate:
+    return Gate(**{**values, "negatives": FactSet(map(Fact.from_dict, values["negatives"]))})
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise ValueError(otherwise)

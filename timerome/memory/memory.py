@@ -1,11 +1,12 @@
-"""The edit memory: built in closed form, attached without touching the weights."""
+"""The edit memory: built in closed form, changed edit by edit, attached without touching the weights."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,113 +14,63 @@ from torch import Tensor
 from ..backbones import Backbone
 from ..coordinates import Coordinate
 from ..facts import Fact, FactError, FactSet
-from ..functional.gate import cosine_similarity
-from ..functional.selection import pivoted_cholesky
-from ..functional.solve import RidgeMemory, solve
-from .address import AddressBook, Gate, threshold_of
-from .attachment import Attachment
-from .bank import BankConfig, State, activations, positions_of, states_of
-from .targets import EstimatorName, estimator_of
+from .address import AddressBook, Gate
+from .attachment import Attachment, check_belongs, unedited
+from .background import Background
+from .bank import BankConfig
+from .edit import Edit, Operation, Part, in_force
+from .gather import gather, select
+from .operations import OnConflict, Planned, plan
+from .policy import Policy, coordinates_of, usual_coordinate
+from .settings import Place, Settings
+from .systems import System, Systems
+from .targets import EstimatorName
 
-MEAN_FACTS = 16  # negatives that the background mean is taken over, spread over all of them
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that determines a memory besides its facts and the backbone; stored in the edit file.
-
-    Attributes:
-        coordinate: where keys are read and the edit is added. The edit acts at every step; the coordinate's step is the
-            evidence it was chosen by.
-        alpha: strength α.
-        ridge: λ, relative to the mean squared norm of the keys.
-        sparsity: q, share of each row's entries that are dropped.
-        rank: most keys a fact may have.
-        beta: β, weight of protected keys.
-        estimator: how targets are made.
-        margin: logit lead ``lens`` targets ask for.
-        bank: which states give keys.
-        shared: one system over all facts (the paper's form) instead of one a fact.
-    """
-
-    coordinate: Coordinate
-    alpha: float = 1.0
-    ridge: float = 0.01
-    sparsity: float = 0.5
-    rank: int = 64
-    beta: float = 1.0
-    estimator: EstimatorName = "null"
-    margin: float = 8.0
-    bank: BankConfig = field(default_factory=BankConfig)
-    shared: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.ridge > 0:
-            raise ValueError(f"EditMemory.build: expected ridge > 0, got {self.ridge}.")
-        if not 0 <= self.sparsity < 1:
-            raise ValueError(f"EditMemory.build: expected 0 <= sparsity < 1, got {self.sparsity}.")
-        if self.rank < 1:
-            raise ValueError(f"EditMemory.build: expected rank >= 1, got {self.rank}.")
-        if self.beta < 0 or self.margin <= 0:
-            raise ValueError(f"EditMemory.build: expected beta >= 0 and margin > 0, got {self.beta} and {self.margin}.")
-        estimator_of(self.estimator)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-ready values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Settings:
-        """Inverse of :meth:`to_dict`."""
-        rest = {k: v for k, v in values.items() if k not in ("coordinate", "bank")}
-        return cls(Coordinate(**values["coordinate"]), bank=BankConfig.from_dict(values["bank"]), **rest)
-
-
-@dataclass
-class Edit:
-    """One fact's part of a memory: its keys and targets, ``(n, d)`` float32 on the CPU."""
-
-    fact: Fact
-    keys: Tensor
-    targets: Tensor
+if TYPE_CHECKING:
+    from .ledger import Ledger
 
 
 class EditMemory:
-    """A closed-form edit of what a masked diffusion model knows, kept outside its weights.
+    """Closed-form edits of what a masked diffusion model knows, kept outside its weights.
 
-    Make one with :meth:`build` or :meth:`load`; use it with :meth:`attached` or in an ``EditCallback``.
+    Make one with :meth:`build` or :meth:`load`; change it with :meth:`insert`, :meth:`update`, :meth:`forget` and
+    :meth:`undo`; use it with :meth:`attached` or in an ``EditCallback``. Each change is a transaction: all of it
+    happens or nothing, and after it the memory is the one that would have been built from the edits that are left.
 
     Attributes:
-        settings: hyperparameters and coordinate.
-        edits: one a fact, in order.
-        systems: solved ridge systems: one a fact, or a single one where ``settings.shared``.
-        book: the row gate, or None.
-        token_threshold: the token gate's cosine similarity, or None.
+        settings: hyperparameters of new edits, where nothing else is said.
+        history: all edits that were not undone, in order; those that others supersede do not act.
+        retired: ids of edits that were undone; never given away again.
+        background: what is known of the facts that must be left alone.
         fingerprint: of the backbone it was built on.
         tokenizer: digest of that backbone's tokenizer.
+        ledger: where changes are recorded; None records nothing.
     """
 
     def __init__(
         self,
         settings: Settings,
-        edits: Sequence[Edit],
+        history: Iterable[Edit] = (),
         *,
-        mean: Tensor,
-        protect: Tensor | None,
-        book: AddressBook | None,
-        token_threshold: float | None,
+        background: Background | None = None,
+        retired: Iterable[str] = (),
         fingerprint: str,
         tokenizer: str,
+        ledger: Ledger | None = None,
     ) -> None:
         self.settings = settings
-        self.edits = list(edits)
-        self.mean = mean
-        self.protect = protect
-        self.book = book
-        self.token_threshold = token_threshold
+        self.history = tuple(history)
+        self.retired = tuple(retired)
+        self.background = background or Background(None, None)
         self.fingerprint = fingerprint
         self.tokenizer = tokenizer
-        self.systems = self._solve()
+        self.ledger = ledger
+        self._backbone: Callable[[], Backbone | None] = _nothing
+        self._systems = Systems()
+        self._attachments: weakref.WeakSet[Attachment] = weakref.WeakSet()
+        self._derive()
+
+    # Building --------------------------------------------------------------------------------------------------------
 
     @classmethod
     def build(
@@ -127,7 +78,7 @@ class EditMemory:
         backbone: Backbone,
         facts: FactSet | Sequence[Fact],
         *,
-        coordinate: Coordinate | None = None,
+        coordinate: Policy = None,
         alpha: float = 1.0,
         ridge: float = 0.01,
         sparsity: float = 0.5,
@@ -150,11 +101,13 @@ class EditMemory:
             backbone: the model to edit.
             facts: what to change. A fact with ``new_object`` is replaced, one without is forgotten.
             coordinate: where; the last block but one third for ``null`` and ``corrupt``, the last block for ``lens``,
-                by default. Take it from a trace: ``CausalTracer(backbone).trace(facts).best()``.
+                by default. One coordinate is for all facts; several span several sites, the strength shared out; a
+                mapping by fact id or group, or a function of the fact, says it for each. Take any of them from a trace:
+                ``CausalTracer(backbone).trace(facts).best(policy)``.
             alpha: strength α.
             ridge: λ > 0, relative.
             sparsity: q, share of each row's entries that are dropped, 0 <= q < 1.
-            rank: most keys a fact may have.
+            rank: most keys a fact may have, at each coordinate.
             beta: β >= 0, weight of the protected keys.
             protect: facts whose activations get target zero; None protects nothing.
             gate: which rows and tokens may be edited; None edits all.
@@ -183,16 +136,9 @@ class EditMemory:
         facts = facts if isinstance(facts, FactSet) else FactSet(facts)
         if len(facts) == 0:
             raise FactError("EditMemory.build: expected at least one fact, got none.")
-        if estimator in ("lens", "donor") and (without := [f.id for f in facts if f.new_object is None]):
-            raise FactError(
-                f"EditMemory.build: estimator {estimator!r} replaces answers, but {without[:5]} have no new_object; "
-                "give them one, or use 'null' to forget."
-            )
-        if coordinate is None:
-            last = backbone.n_layers - 1
-            coordinate = Coordinate(last if estimator == "lens" else max(0, last - backbone.n_layers // 3))
+        first = coordinates_of(coordinate, facts[0], usual_coordinate(backbone, estimator))
         settings = Settings(
-            coordinate=coordinate,
+            coordinate=first[0],
             alpha=alpha,
             ridge=ridge,
             sparsity=sparsity,
@@ -202,63 +148,231 @@ class EditMemory:
             margin=margin,
             bank=bank or BankConfig(),
             shared=not (gate and gate.address) if shared is None else shared,
+            also=first[1:],
         )
-        gathered = [gather(backbone, fact, settings) for fact in facts]
-        guarded = None if protect is None else torch.cat([untouched_keys(backbone, fact, settings) for fact in protect])
-        # A fact's few keys share most of their direction; a mean over other facts keeps that in what is solved.
-        if guarded is not None:
-            mean = guarded.mean(0)
-        elif gate is not None:
-            spread = gate.negatives[:: -(-len(gate.negatives) // MEAN_FACTS)]
-            mean = torch.cat([untouched_keys(backbone, fact, settings) for fact in spread]).mean(0)
-        else:
-            mean = torch.cat([keys for keys, _ in gathered]).mean(0)
-        edits = [
-            Edit(fact, *select(keys, targets, mean, rank))
-            for fact, (keys, targets) in zip(facts, gathered, strict=True)
-        ]
-        book = AddressBook.build(backbone, facts, gate, settings.bank) if gate is not None and gate.address else None
-        token_threshold = None
-        if gate is not None and gate.token:
-            own = torch.cat([edit.keys for edit in edits]) - mean
-            others = [untouched_keys(backbone, fact, settings) for fact in gate.negatives]
-            scores = torch.stack([cosine_similarity(keys - mean, own).max() for keys in others])
-            token_threshold = threshold_of(scores, gate.epsilon)
-        return cls(
+        memory = cls(
             settings,
-            edits,
-            mean=mean,
-            protect=guarded,
-            book=book,
-            token_threshold=token_threshold,
+            background=Background(None if gate is None else gate.resolved(backbone), protect),
             fingerprint=backbone.fingerprint(),
             tokenizer=backbone.tokenizer_digest(),
         )
+        memory._backbone = weakref.ref(backbone)
+        memory._commit(memory._made(backbone, [Planned(f.id, f) for f in facts], "update", coordinate, settings))
+        return memory
 
-    def _solve(self) -> list[RidgeMemory]:
-        s = self.settings
-        groups = [self.edits] if s.shared else [[edit] for edit in self.edits]
-        return [
-            solve(
-                torch.cat([edit.keys for edit in group]),
-                torch.cat([edit.targets for edit in group]),
-                ridge=s.ridge,
-                mean=self.mean,
-                protect=self.protect,
-                beta=s.beta,
+    # Operations ------------------------------------------------------------------------------------------------------
+
+    def insert(
+        self, facts: Fact | Iterable[Fact], *, backbone: Backbone | None = None, on_conflict: OnConflict = "error",
+        coordinate: Policy = None, **settings: Any,
+    ) -> tuple[str, ...]:  # fmt: skip
+        """Teach facts the model lacks: each is to be answered with its ``new_object``, or else its ``object``.
+
+        Args:
+            facts: one or several; all or none are inserted.
+            backbone: the model; by default the one the memory was built on or loaded with.
+            on_conflict: what to do where an edit in force has the same subject and relation: ``"error"``,
+                ``"replace"`` (the old edit comes back if the new one is undone) or ``"keep"`` the old one.
+            coordinate: where, as in :meth:`build`.
+            settings: other hyperparameters than :attr:`settings`, by name.
+
+        Returns:
+            The id of the edit now in force for each fact, in order.
+
+        Raises:
+            EditConflictError: facts conflict with edits in force; nothing was changed.
+            MemoryMismatchError: the memory was built on another model.
+            RuntimeError: no backbone is known.
+            ValueError: a setting is out of range.
+
+        Example:
+            >>> import timerome as tr
+            >>> from timerome.splits import bundled_facts
+            >>> backbone, facts = tr.load("testbed"), bundled_facts("relations")
+            >>> memory = tr.EditMemory.build(backbone, facts[:1], gate=tr.Gate(facts[10:30]))
+            >>> memory.insert(facts[1].with_new_object("Lagos"))
+            ('relations-...',)
+            >>> memory.undo(facts[1].id)
+            >>> [edit.id for edit in memory.edits] == [facts[0].id]
+            True
+        """
+        stated = [f if f.new_object is not None else f.with_new_object(f.object) for f in _several(facts)]
+        return self._change("insert", stated, backbone, on_conflict, coordinate, {"estimator": "lens", **settings})
+
+    def update(
+        self, facts: Fact | Iterable[Fact], *, backbone: Backbone | None = None, on_conflict: OnConflict = "replace",
+        coordinate: Policy = None, **settings: Any,
+    ) -> tuple[str, ...]:  # fmt: skip
+        """Replace answers: each fact is to be answered with its ``new_object``. Arguments as in :meth:`insert`.
+
+        Raises:
+            FactError: a fact has no ``new_object``.
+            EditConflictError: facts conflict with edits in force and ``on_conflict`` is ``"error"``.
+        """
+        facts = _several(facts)
+        if without := [fact.id for fact in facts if fact.new_object is None]:
+            raise FactError(
+                f"EditMemory.update: facts {without[:5]} have no new_object; give them one, or forget() them."
             )
-            for group in groups
-        ]
+        return self._change("update", facts, backbone, on_conflict, coordinate, {"estimator": "lens", **settings})
+
+    def forget(
+        self, facts: Fact | Iterable[Fact], *, answer: str | None = None, backbone: Backbone | None = None,
+        on_conflict: OnConflict = "error", coordinate: Policy = None, **settings: Any,
+    ) -> tuple[str, ...]:  # fmt: skip
+        """Make the model leave facts unsaid. Other arguments as in :meth:`insert`.
+
+        Args:
+            facts: one or several; all or none are forgotten.
+            answer: what to say instead, e.g. :data:`timerome.memory.REFUSAL`; None steers to what the model would say
+                without being asked.
+            backbone: the model.
+            on_conflict: where an edit in force has the same subject and relation.
+            coordinate: where.
+            settings: other hyperparameters.
+        """
+        wanted = [fact.with_new_object(answer) for fact in _several(facts)]
+        usual = {"estimator": "null" if answer is None else "lens"}
+        return self._change("forget", wanted, backbone, on_conflict, coordinate, usual | settings)
+
+    def undo(self, *edit_ids: str) -> None:
+        """Take edits back, whatever came after them; what they superseded acts again. No model is needed.
+
+        Raises:
+            KeyError: there is no such edit (also where it was undone before); nothing was changed.
+        """
+        present = {edit.id for edit in self.history}
+        if unknown := [name for name in edit_ids if name not in present]:
+            raise KeyError(
+                f"EditMemory.undo: no edit {unknown[0]!r}; there are {', '.join(sorted(present)) or 'none'}. "
+                "Nothing was changed."
+            )
+        gone = set(edit_ids)
+        left = tuple(edit for edit in self.history if edit.id not in gone)
+        self._commit(left, "undo", [edit for edit in self.history if edit.id in gone])
+
+    def _change(
+        self,
+        operation: Operation,
+        facts: Sequence[Fact],
+        backbone: Backbone | None,
+        on_conflict: OnConflict,
+        coordinate: Policy,
+        changes: dict[str, Any],
+    ) -> tuple[str, ...]:
+        backbone = self._bound(backbone)
+        settings = self._settings_for(backbone, changes)
+        used = {*self.retired, *(edit.id for edit in self.history)}
+        planned = plan(facts, self.history, used, on_conflict)
+        fresh = [p for p in planned if not p.kept]
+        if fresh:
+            made = self._made(backbone, fresh, operation, coordinate, settings)
+            self._commit((*self.history, *made), operation, made)
+        return tuple(p.id for p in planned)
+
+    def _settings_for(self, backbone: Backbone, changes: dict[str, Any]) -> Settings:
+        """The memory's settings with some changed; the coordinate goes with the estimator."""
+        if unknown := sorted(
+            set(changes) - {"alpha", "ridge", "sparsity", "rank", "beta", "estimator", "margin", "bank"}
+        ):
+            raise TypeError(f"EditMemory: unknown settings {unknown}.")
+        same = changes["estimator"] == self.settings.estimator
+        where = {} if same else {"coordinate": usual_coordinate(backbone, changes["estimator"]), "also": ()}
+        settings = replace(self.settings, **{**changes, **where})
+        shared = ("alpha", "ridge", "sparsity", "beta")
+        if settings.shared and any(getattr(settings, n) != getattr(self.settings, n) for n in shared):
+            raise ValueError(f"EditMemory: all edits of a shared memory have the same {', '.join(shared)}.")
+        return settings
+
+    def _made(
+        self, backbone: Backbone, planned: Sequence[Planned], operation: Operation, policy: Policy, settings: Settings
+    ) -> tuple[Edit, ...]:
+        """Return new edits for facts; the memory is as before."""
+        if settings.estimator in ("lens", "donor"):
+            if without := [p.fact.id for p in planned if p.fact.new_object is None]:
+                raise FactError(
+                    f"EditMemory.build: estimator {settings.estimator!r} replaces answers, but {without[:5]} have no "
+                    "new_object; give them one, or use 'null' to forget."
+                )
+        made = []
+        with unedited(backbone.model):
+            for item in planned:
+                where = coordinates_of(policy, item.fact, settings.coordinates)
+                own = replace(settings, coordinate=where[0], also=where[1:])
+                parts = tuple(self._part(backbone, item.fact, own, c) for c in where)
+                address, scores = self.background.address(backbone, item.fact, own.bank)
+                tokens = self.background.token_scores(backbone, parts, own)
+                made.append(Edit(item.id, item.fact, own, parts, operation, item.supersedes, address, scores, tokens))
+        return tuple(made)
+
+    def _part(self, backbone: Backbone, fact: Fact, settings: Settings, coordinate: Coordinate) -> Part:
+        keys, targets = gather(backbone, fact, settings, coordinate)
+        frame = self.background.frame(backbone, Place.of(coordinate), settings)
+        return Part(coordinate, *select(keys, targets, None if frame is None else frame.mean, settings.rank))
+
+    def _commit(self, history: Sequence[Edit], operation: str | None = None, edits: Sequence[Edit] = ()) -> None:
+        """Make ``history`` the memory's, and tell the ledger and whatever is attached; all or nothing."""
+        before = self.history, self.retired
+        kept = {edit.id for edit in history}
+        self.retired += tuple(edit.id for edit in self.history if edit.id not in kept)
+        self.history = tuple(history)
+        try:
+            self._derive()
+            if self.ledger is not None and operation is not None:
+                self.ledger.record(operation, edits, self)
+        except BaseException:
+            self.history, self.retired = before
+            self._derive()
+            raise
+        for attachment in list(self._attachments):
+            attachment.refresh()
+
+    def _derive(self) -> None:
+        """Bring what depends on the edits in force up to date."""
+        self.edits = in_force(self.history)
+        self.book: AddressBook | None = self.background.book(self.edits)
+        self.token_threshold = self.background.token_threshold(self.edits)
+        self._solved: tuple[System, ...] | None = None
+
+    @property
+    def systems(self) -> tuple[System, ...]:
+        """The solved ridge systems of the edits in force."""
+        if self._solved is None:
+            self._solved = self._systems.of(self.edits, self.background.frames)
+        return self._solved
+
+    def _bound(self, backbone: Backbone | None) -> Backbone:
+        backbone = backbone or self._backbone()
+        if backbone is None:
+            raise RuntimeError(
+                "EditMemory: no backbone is known to read activations from; pass backbone=..., or load the memory "
+                "with one."
+            )
+        check_belongs(self, backbone)
+        self._backbone = weakref.ref(backbone)
+        return backbone
+
+    # Use -------------------------------------------------------------------------------------------------------------
 
     @property
     def facts(self) -> FactSet:
-        """The edited facts, in order."""
+        """The facts of the edits in force, in order."""
         return FactSet([edit.fact for edit in self.edits])
+
+    @property
+    def gated(self) -> bool:
+        """Whether sequences are addressed: each is given at most one edit."""
+        return self.background.gate is not None and self.background.gate.address
+
+    @property
+    def protect(self) -> FactSet | None:
+        """Facts whose activations get target zero."""
+        return self.background.protect
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors the memory holds while attached."""
-        tensors = [t for system in self.systems for t in system]
+        tensors: list[Tensor] = [t for system in self.systems for t in system.solved]
         if self.book is not None:
             tensors += [self.book.mean, self.book.vectors, self.book.owner]
         return sum(t.numel() * t.element_size() for t in tensors)
@@ -266,18 +380,26 @@ class EditMemory:
     def attached(self, backbone: Backbone) -> Attachment:
         """Return a context manager inside which every forward of ``backbone`` is edited.
 
-        Hooks are removed on exit and on any exception; weights and buffers are never written.
+        Hooks are removed on exit and on any exception; weights and buffers are never written. Edits made meanwhile act
+        from the next forward on.
 
         Raises:
             MemoryMismatchError: the memory was built on another model or tokenizer.
         """
-        return Attachment(self, backbone)
+        attachment = Attachment(self, backbone)
+        self._attachments.add(attachment)
+        return attachment
 
-    def save(self, path: str | Path) -> None:
-        """Write the memory as one safetensors file, its manifest inside; whole or not at all."""
+    def save(self, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
+        """Write the memory as one safetensors file, its manifest inside; whole or not at all.
+
+        Args:
+            path: the file.
+            dtype: of keys, targets and addresses; bfloat16 halves the file and rounds them.
+        """
         from .files import save
 
-        save(self, Path(path))
+        save(self, Path(path), dtype)
 
     @classmethod
     def load(cls, path: str | Path, backbone: Backbone | None = None) -> EditMemory:
@@ -289,60 +411,33 @@ class EditMemory:
         """
         from .files import load
 
-        return load(Path(path), backbone)
+        memory = load(Path(path))
+        if backbone is not None:
+            memory._bound(backbone)
+        return memory
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy in another process knows neither this one's backbone nor its hooks."""
+        return self.__dict__ | {"_backbone": None, "_attachments": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _backbone=_nothing, _attachments=weakref.WeakSet())
 
     def __repr__(self) -> str:
         s = self.settings
-        gates = [n for n, g in (("row", self.book), ("token", self.token_threshold)) if g is not None]
+        gates = [n for n, g in (("row", self.gated), ("token", self.token_threshold is not None)) if g]
         return (
             f"EditMemory({len(self.edits)} facts at {s.coordinate}, {s.estimator}, alpha {s.alpha}, ridge {s.ridge}, "
             f"sparsity {s.sparsity}, gate {'+'.join(gates) or None}, {self.nbytes / 1024:.0f} KiB)"
         )
 
 
-def gather(backbone: Backbone, fact: Fact, settings: Settings) -> tuple[Tensor, Tensor]:
-    """Return a fact's keys and targets over its state bank, ``(n, d)`` each.
-
-    Raises:
-        FloatingPointError: an activation is not finite.
-    """
-    states, keys = bank_keys(backbone, fact, settings)
-    extra = {"margin": settings.margin} if settings.estimator == "lens" else {}
-    targets = estimator_of(settings.estimator)(backbone, fact, states, keys, settings.coordinate, **extra)
-    _refuse_nonfinite(torch.cat(targets), fact, settings)
-    return torch.cat(keys), torch.cat(targets)
+def _several(facts: Fact | Iterable[Fact]) -> list[Fact]:
+    facts = [facts] if isinstance(facts, Fact) else list(facts)
+    if not facts:
+        raise FactError("EditMemory: expected at least one fact, got none.")
+    return facts
 
 
-def untouched_keys(backbone: Backbone, fact: Fact, settings: Settings) -> Tensor:
-    """Return the keys of a fact that is to be left alone: its present answer's states, ``(n, d)``."""
-    return torch.cat(bank_keys(backbone, fact, settings)[1])
-
-
-def bank_keys(backbone: Backbone, fact: Fact, settings: Settings) -> tuple[list[State], list[Tensor]]:
-    """Return the states of a fact's bank and the keys read in each, ``(n_i, d)``.
-
-    Raises:
-        FloatingPointError: an activation is not finite.
-    """
-    states = states_of(backbone, fact, settings.bank)
-    positions = [positions_of(backbone, state, settings.coordinate.role) for state in states]
-    keys = activations(backbone, [state.ids for state in states], settings.coordinate.site, positions)
-    _refuse_nonfinite(torch.cat(keys), fact, settings)
-    return states, keys
-
-
-def select(keys: Tensor, targets: Tensor, mean: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Keep at most ``rank`` keys, those that span the others best, with their targets."""
-    if len(keys) <= rank:
-        return keys, targets
-    centred = keys.double() - mean.double()
-    chosen = pivoted_cholesky(centred @ centred.T, rank)
-    return keys[chosen], targets[chosen]
-
-
-def _refuse_nonfinite(values: Tensor, fact: Fact, settings: Settings) -> None:
-    if not torch.isfinite(values).all():
-        raise FloatingPointError(
-            f"EditMemory.build: activations of fact {fact.id!r} at {settings.coordinate.site} are not finite; "
-            "check the model's weights and dtype."
-        )
+def _nothing() -> None:
+    return None

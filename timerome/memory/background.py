@@ -1,0 +1,120 @@
+"""Facts that must be left alone, and what a memory has to know of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..backbones import Backbone
+from ..facts import Fact, FactSet
+from ..functional.gate import cosine_similarity
+from .address import AddressBook, Gate, address_of, negative_addresses, threshold_of
+from .bank import BankConfig
+from .edit import Edit, Part
+from .gather import untouched_keys
+from .settings import Place, Settings
+
+MEAN_FACTS = 16  # negatives that the background mean is taken over, spread over all of them
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What the ridge systems at one place share; fixed, so that edits can come and go without moving it.
+
+    Attributes:
+        mean: μ, ``(d,)`` float32: of the protected keys, else of the negatives'.
+        scale: s̄ of shared systems: the mean squared norm of those keys about μ.
+        protect: protected keys, ``(P, d)``, or None.
+    """
+
+    mean: Tensor
+    scale: float
+    protect: Tensor | None
+
+
+class Background:
+    """Negatives and protected facts of a memory, with what was read of them.
+
+    What is read is kept: frames and the addresses' mean also in the edit file, the rest until the process ends.
+
+    Attributes:
+        gate: the gate and its negatives; None edits every row and token.
+        protect: facts whose activations get target zero, or None.
+        frames: by place.
+        centre: mean of the negatives' addresses, ``(d,)``; None before they were read, or without a row gate.
+    """
+
+    def __init__(
+        self,
+        gate: Gate | None,
+        protect: FactSet | None,
+        frames: dict[Place, Frame] | None = None,
+        centre: Tensor | None = None,
+    ) -> None:
+        self.gate, self.protect = gate, protect
+        self.frames = frames or {}
+        self.centre = centre
+        self._addresses: Tensor | None = None
+        self._keys: dict[Place, list[Tensor]] = {}
+
+    def frame(self, backbone: Backbone, place: Place, settings: Settings) -> Frame | None:
+        """Return the frame of a place, read over the bank of the first edit there; None without negatives and protect.
+
+        A fact's few keys share most of their direction: a mean over other facts keeps that in what is solved.
+        """
+        if place not in self.frames:
+            if self.protect is not None:
+                facts = self.protect
+            elif self.gate is not None:
+                facts = self.gate.negatives[:: -(-len(self.gate.negatives) // MEAN_FACTS)]
+            else:
+                return None
+            keys = torch.cat([untouched_keys(backbone, fact, settings, place) for fact in facts])
+            mean = keys.mean(0)
+            scale = float((keys.double() - mean.double()).square().sum(1).mean())
+            self.frames[place] = Frame(mean, scale, None if self.protect is None else keys)
+        return self.frames[place]
+
+    def address(self, backbone: Backbone, fact: Fact, bank: BankConfig) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Return a fact's address and its similarity to each negative; None without a row gate."""
+        if self.gate is None or not self.gate.address:
+            return None, None
+        if self._addresses is None:
+            self._addresses = negative_addresses(backbone, self.gate, bank)
+        if self.centre is None:
+            self.centre = self._addresses.mean(0)
+        found = address_of(backbone, fact, self.gate, bank)
+        return found, cosine_similarity(self._addresses - self.centre, found - self.centre).amax(1)
+
+    def token_scores(self, backbone: Backbone, parts: tuple[Part, ...], settings: Settings) -> Tensor | None:
+        """Return each negative's largest similarity with an edit's keys, ``(m,)``; None without a token gate."""
+        if self.gate is None or not self.gate.token:
+            return None
+        scores = []
+        for part in parts:
+            place = Place.of(part.coordinate)
+            frame = self.frame(backbone, place, settings)
+            assert frame is not None
+            if place not in self._keys:
+                self._keys[place] = [untouched_keys(backbone, f, settings, place) for f in self.gate.negatives]
+            own = part.keys - frame.mean
+            scores.append(torch.stack([cosine_similarity(keys - frame.mean, own).max() for keys in self._keys[place]]))
+        return torch.stack(scores).amax(0)
+
+    def book(self, edits: tuple[Edit, ...]) -> AddressBook | None:
+        """Return the address book of some edits; None without a row gate, or without edits."""
+        if self.gate is None or not self.gate.address or not edits:
+            return None
+        assert self.centre is not None
+        vectors = [edit.address for edit in edits if edit.address is not None]
+        scores = [edit.address_scores for edit in edits if edit.address_scores is not None]
+        return AddressBook.of(self.gate, self.centre, vectors, scores)
+
+    def token_threshold(self, edits: tuple[Edit, ...]) -> float | None:
+        """Return the token gate's cosine similarity for some edits; None without a token gate."""
+        scores = [edit.token_scores for edit in edits if edit.token_scores is not None]
+        if self.gate is None or not scores:
+            return None
+        return threshold_of(torch.stack(scores).amax(0), self.gate.epsilon)

@@ -1,0 +1,70 @@
+"""One edit: a fact, what is to be said of it, and its part of the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from ..coordinates import Coordinate
+from ..facts import Fact
+from .settings import Settings
+
+Operation = Literal["insert", "update", "forget"]
+OPERATIONS: tuple[Operation, ...] = get_args(Operation)
+
+
+@dataclass(frozen=True)
+class Part:
+    """An edit at one coordinate: its keys and targets, ``(n, d)`` float32 on the CPU."""
+
+    coordinate: Coordinate
+    keys: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One fact's part of a memory. Nothing in it depends on any other edit, so that edits can come and go.
+
+    Attributes:
+        id: stable name; never given to another edit of the same memory, also after an undo.
+        fact: what is edited; its ``new_object`` is the wanted answer, None to forget.
+        settings: hyperparameters.
+        parts: one a coordinate.
+        operation: what made it.
+        supersedes: ids of edits that do not act while this one is there.
+        address: where sequences about the fact are found, ``(k, d)``; None without a row gate.
+        address_scores: largest similarity of each negative with the address, ``(m,)``: the calibration.
+        token_scores: largest similarity of each negative's activations with the keys, ``(m,)``; None without a token
+            gate.
+    """
+
+    id: str
+    fact: Fact
+    settings: Settings
+    parts: tuple[Part, ...]
+    operation: Operation = "update"
+    supersedes: tuple[str, ...] = ()
+    address: Tensor | None = None
+    address_scores: Tensor | None = None
+    token_scores: Tensor | None = None
+
+    @property
+    def keys(self) -> Tensor:
+        """Keys at the first coordinate."""
+        return self.parts[0].keys
+
+    @property
+    def targets(self) -> Tensor:
+        """Targets at the first coordinate."""
+        return self.parts[0].targets
+
+
+def in_force(edits: Iterable[Edit]) -> tuple[Edit, ...]:
+    """Return the edits that no other one supersedes, in order."""
+    edits = tuple(edits)
+    hidden = {name for edit in edits for name in edit.supersedes}
+    return tuple(edit for edit in edits if edit.id not in hidden)

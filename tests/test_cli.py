@@ -133,8 +133,8 @@ def test_trace_then_edit_at_what_it_found(work, tmp_path):
 def test_inspect_needs_no_model(work, tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "_load", None)
     found = run("inspect", "--file", work / "edit.safetensors", json_path=tmp_path / "inspect.json")
-    assert len(found["facts"]) == 2
-    assert found["settings"]["estimator"] == "lens"
+    assert len(found["edits"]) == 2
+    assert found["settings"][0]["estimator"] == "lens"
 
 
 def test_dashes_and_underscores_are_one(capsys):

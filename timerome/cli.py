@@ -354,11 +354,14 @@ def inspect(progress: Progress, file: Path) -> dict[str, Any]:
     from .memory.files import read_manifest
 
     manifest = read_manifest(file)
-    facts = [fact["id"] for fact in manifest["facts"]]
-    settings = manifest["settings"]
-    rows = [(k, _short(v)) for k, v in (("version", manifest["version"]), *settings.items())]
-    rows += [(k, _short(manifest[k])) for k in ("fingerprint", "tokenizer", "address", "token_threshold")]
-    _table(str(file), ("what", "value"), [("facts", f"{len(facts)}: {_short(', '.join(facts))}"), *rows])
+    edits, gate = manifest["edits"], manifest["gate"]
+    rows = [("edits", f"{len(edits)}: {_short(', '.join(edit['id'] for edit in edits))}")]
+    for i, settings in enumerate(manifest["settings"]):
+        own = sum(edit["settings"] == i for edit in edits)
+        rows += [(f"{k} ({own} edits)", _short(v)) for k, v in settings.items()]
+    rows += [(k, _short(manifest[k])) for k in ("version", "fingerprint", "tokenizer")]
+    rows.append(("gate", "none" if gate is None else _short({k: v for k, v in gate.items() if k != "negatives"})))
+    _table(str(file), ("what", "value"), rows)
     return manifest
 
 

@@ -77,7 +77,7 @@ def test_memory_acts_during_steps_and_only_then(backbone: tr.Backbone, monkeypat
     [metrics] = loop.test(module, fact_loader(facts, 2), verbose=False)
     assert metrics["test/log_prob"] == pytest.approx(float(edited), rel=1e-5)
     assert abs(edited - plain) > 0.1
-    assert (between, inside) == ([0, 0], [2])
+    assert (between, inside) == ([0, 0], [3])
     assert metrics["test/edited_rows"] == 4 * 3 + 3 * 3  # mask draws and denoising steps, times facts
     assert count_hooks(backbone.model) == 0
     assert backbone.state_digest() == digest

@@ -16,6 +16,9 @@ from ..functional.gate import conformal_threshold, cosine_similarity
 from .bank import BankConfig, activations, masked_states
 
 
+ROUNDING = 1e-5  # more than the float32 cosine similarities of one state differ by from batch to batch
+
+
 @dataclass(frozen=True)
 class Gate:
     """Which rows and tokens an edit may touch, calibrated on facts it must leave alone.
@@ -72,7 +75,8 @@ class Gate:
 
 def threshold_of(scores: Tensor, epsilon: float | None) -> float:
     """Return the threshold strictly above which a gate fires; see :class:`Gate`."""
-    return float(scores.max()) if epsilon is None else conformal_threshold(scores, epsilon)
+    # A negative is addressed again in a batch of another shape, where its score may differ in the last digits.
+    return ROUNDING + (float(scores.max()) if epsilon is None else conformal_threshold(scores, epsilon))
 
 
 def addresses(backbone: Backbone, ids: Sequence[Tensor], canvases: Sequence[Tensor], site: Site, span: int) -> Tensor:

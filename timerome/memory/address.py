@@ -15,7 +15,6 @@ from ..facts import Fact, FactSet
 from ..functional.gate import conformal_threshold, cosine_similarity
 from .bank import BankConfig, activations, masked_states
 
-
 ROUNDING = 1e-5  # more than the float32 cosine similarities of one state differ by from batch to batch
 
 

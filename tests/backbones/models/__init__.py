@@ -64,7 +64,7 @@ class Model:
 _MASK = {"mask_token_id": MASK}
 MODELS: dict[str, Model] = {
     "LLaDA-8B": Model(llada.LLaDAModelLM, "llada"),
-    "LLaDA-8B, earlier files": Model(lambda: llada.LLaDAModelLM("ignored"), "llada"),
+    "LLaDA-8B, earlier files": Model(lambda: llada.LLaDAModelLM("ignored"), "llada", False, False),
     "MMaDA-8B": Model(llada.MMadaModelLM, "llada"),
     "Dream-7B": Model(dream.DreamModel, "dream"),
     "DiffuLLaMA, wrapper": Model(hf.DiscreteDiffusionModel, "diffullama", options=_MASK),

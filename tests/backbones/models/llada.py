@@ -45,7 +45,7 @@ class Inner(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None, attention_bias: Tensor | None) -> Tensor:
         x = self.transformer["wte"](input_ids)
-        bias = attention_bias
+        bias = None if self.padding == "ignored" else attention_bias
         if bias is not None and bias.dtype == torch.bool:
             bias = torch.zeros(bias.shape).masked_fill(~bias, torch.finfo(torch.float32).min)
         if attention_mask is not None and self.padding != "ignored":

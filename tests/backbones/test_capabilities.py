@@ -30,6 +30,15 @@ def inactive(backbone: tr.Backbone) -> tr.EditMemory:
     return gated_memory(backbone, bank=tr.BankConfig(canvases=(None, CANVAS + 1), reveal=(0.0,)))
 
 
+@pytest.fixture(scope="module")
+def silent(backbone: tr.Backbone) -> tr.EditMemory:
+    """One that never fires: its gate is not calibrated on the states that other loops pass through."""
+    memory = gated_memory(backbone)
+    assert memory.book is not None
+    memory.book.threshold = 1.0
+    return memory
+
+
 @pytest.mark.capability("trace")
 def test_trace_finds_that_the_last_block_carries_the_answer(backbone: tr.Backbone) -> None:
     """Restored at the positions that predict it, the last block gives back the whole of the clean answer."""
@@ -103,7 +112,7 @@ def test_attached_but_inactive_is_bit_identical(backbone: tr.Backbone, inactive:
 
 
 @pytest.mark.capability("own generate")
-def test_the_models_own_loop_runs_under_a_memory(backbone: tr.Backbone, inactive: tr.EditMemory) -> None:
+def test_the_models_own_loop_runs_under_a_memory(backbone: tr.Backbone, silent: tr.EditMemory) -> None:
     loop, ids = OWN[backbone.architecture.name], prompts(backbone)
     plain = loop(backbone.model, ids, CANVAS)
     forwards: list[tuple[int, ...]] = []
@@ -114,7 +123,7 @@ def test_the_models_own_loop_runs_under_a_memory(backbone: tr.Backbone, inactive
         edited = loop(backbone.model, ids, CANVAS)
         assert attached.hits == {"*": len(ids) * len(forwards)}  # once a forward and row, and so many forwards
     assert not torch.equal(edited, plain)
-    with inactive.attached(backbone) as attached:
+    with silent.attached(backbone) as attached:
         assert torch.equal(loop(backbone.model, ids, CANVAS), plain)
         assert not attached.hits
     assert torch.equal(loop(backbone.model, ids, CANVAS), plain)

@@ -132,9 +132,18 @@ def test_trace_then_edit_at_what_it_found(work, tmp_path):
 
 def test_inspect_needs_no_model(work, tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "_load", None)
-    found = run("inspect", "--file", work / "edit.safetensors", json_path=tmp_path / "inspect.json")
+    found = run("inspect", work / "edit.safetensors", json_path=tmp_path / "inspect.json")
     assert len(found["edits"]) == 2
     assert found["settings"][0]["estimator"] == "lens"
+
+
+def test_inspect_a_model(tmp_path, capsys):
+    found = run("inspect", "testbed", json_path=tmp_path / "inspect.json")
+    assert found["passed"] and len(found["checks"]) == 8
+    assert found["recognised"]["architecture"] == "testbed"
+    assert found["supported"]["padded batches"] == "yes"
+    assert "in + attention + MLP = out" in capsys.readouterr().out
+    assert "expected an architecture among" in fails(capsys, "inspect", "testbed", "--architecture", "none")
 
 
 def test_dashes_and_underscores_are_one(capsys):
@@ -190,7 +199,7 @@ def test_help_lists_every_command_and_ends_well(capsys):
         (["generate", "--prompt", "x", "--canvas", "0"], "got 0"),
         (["generate", "--prompt", "x", "--device", "abacus"], "abacus"),
         (["trace", "--facts", "tofu:forget01", "--out", "t", "--draws", "0"], "draws >= 1, got 0"),
-        (["inspect", "--file", "none.safetensors"], "there is no file none.safetensors"),
+        (["inspect", "none.safetensors"], "there is no file none.safetensors"),
         (["info", "--json", "/dev/null/x.json"], "/dev/null"),
     ],
 )
@@ -233,7 +242,7 @@ def test_a_memory_cut_short(work, tmp_path, capsys):
     whole = (work / "edit.safetensors").read_bytes()
     for length in (len(whole) // 2, 4, 0):
         (tmp_path / "cut.safetensors").write_bytes(whole[:length])
-        for command in (["eval", "--facts", work / "facts.jsonl", "--memory"], ["inspect", "--file"]):
+        for command in (["eval", "--facts", work / "facts.jsonl", "--memory"], ["inspect"]):
             assert "damaged" in fails(capsys, *command, tmp_path / "cut.safetensors")
 
 

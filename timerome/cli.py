@@ -344,13 +344,38 @@ def generate(
     return {"prompt": prompt, "canvas": canvas, "steps": steps, **texts}
 
 
-def inspect(progress: Progress, file: Path) -> dict[str, Any]:
-    """Say what an edit file holds, from its manifest; no model is needed.
+def inspect(
+    progress: Progress,
+    what: str,
+    architecture: str | None = None,
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Say what a model was recognised as, run a self-check on it and say what is supported; or what an edit file holds.
 
     Args:
         progress: shows how far it is.
-        file: an edit file.
+        what: testbed, a model's folder or Hub id; or an edit file, which is read without any model.
+        architecture: name of a record, for a model whose class does not say what it is.
+        device: where to run the model.
+        trust_remote_code: run modelling code that comes with the checkpoint.
     """
+    if Path(what).is_file() or Path(what).suffix == ".safetensors":
+        return _inspect_file(Path(what))
+    from .inspection import CHECKS, inspect_backbone
+
+    backbone = _load(what, device, trust_remote_code, architecture)
+    with progress.task("self-check", len(CHECKS)) as step:
+        found = inspect_backbone(backbone, lambda name: step(1))
+    _table(what, ("recognised", "value"), list(found.recognised.items()))
+    _table("self-check", ("what must hold", "found"), [
+        (check.name, f"{'yes' if check.passed else 'NO'}: {check.found}") for check in found.checks
+    ])  # fmt: skip
+    _table("supported", ("what", "on this model"), list(found.supported.items()))
+    return found.to_dict()
+
+
+def _inspect_file(file: Path) -> dict[str, Any]:
     from .memory.files import read_manifest
 
     manifest = read_manifest(file)
@@ -450,7 +475,9 @@ def _parse(argv: Sequence[str] | None) -> dict[str, Any]:
         text = parse(function.__doc__ or "")
         flags = {k for k, v in signature(function).parameters.items() if v.default is False}
         sub = Parser(description=" ".join(t for t in (text.short_description, text.long_description) if t))
-        sub.add_function_arguments(function, as_group=False, skip={"progress", *flags})
+        sub.add_function_arguments(
+            function, as_group=False, as_positional=function is inspect, skip={"progress", *flags}
+        )
         for flag in sorted(flags):
             sub.add_argument(f"--{flag}", action="store_true", help=_help(text, flag))
         sub.add_argument("--json", type=Path | None, default=None, help="write the result to this file.")
@@ -504,7 +531,7 @@ def _check_writable(path: Path) -> None:
         raise OSError(f"--json: cannot write a file {path}; give another path.")
 
 
-def _load(model: str, device: str, trust_remote_code: bool) -> Backbone:
+def _load(model: str, device: str, trust_remote_code: bool, architecture: str | None = None) -> Backbone:
     from transformers.utils import logging as hf_logging
 
     from .backbones import load
@@ -515,7 +542,7 @@ def _load(model: str, device: str, trust_remote_code: bool) -> Backbone:
             f"--model: expected 'testbed', a folder, or a Hub id owner/name; there is no {model!r}."
         )
     hf_logging.disable_progress_bar()
-    return load(model, device=device, trust_remote_code=trust_remote_code)
+    return load(model, device=device, trust_remote_code=trust_remote_code, architecture=architecture)
 
 
 def _facts(source: str) -> FactSet:

@@ -72,7 +72,7 @@ def inspect_backbone(backbone: Backbone, progress: Callable[[str], None] | None 
         (True, 'testbed')
     """
     checks = []
-    for name, check in _CHECKS.items():
+    for name, check in CHECKS.items():
         if progress is not None:
             progress(name)
         try:
@@ -213,7 +213,7 @@ def _padded(backbone: Backbone) -> tuple[bool, str]:
     return honours_padding(backbone) and error <= 8 * noise_floor(plain), f"left and right differ by {error:.1e}"
 
 
-_CHECKS: dict[str, Callable[[Backbone], tuple[bool, str]]] = {
+CHECKS: dict[str, Callable[[Backbone], tuple[bool, str]]] = {
     "logits are finite": _finite,
     "attends in both directions": _ahead,
     "in + attention + MLP = out": _residual,

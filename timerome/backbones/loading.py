@@ -13,6 +13,8 @@ from .backbone import Backbone
 from .compatibility import mend_class, published_code
 from .registry import wrap
 
+# Published checkpoints whose class does not tell them from a causal model's.
+_KNOWN = {"diffusionfamily/diffullama": "diffullama-plain"}
 # In the order of preference: a diffusion head, and not a bare trunk, is what is wanted.
 _HEADS = ("AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModel")
 
@@ -55,28 +57,35 @@ def load(
     """
     if str(source) == "testbed":
         with as_file(files("timerome") / "assets" / "testbed") as folder:
-            return _load_testbed(folder, dtype or torch.float32, device, "testbed")
+            return _load_testbed(folder, dtype or torch.float32, device, "testbed", architecture)
     folder = Path(source)
     if folder.is_dir():
         config = folder / "config.json"
         if not config.is_file():
             raise FileNotFoundError(f"load: expected a model folder with config.json, found none in {folder}.")
         if '"timerome_testbed"' in config.read_text():
-            return _load_testbed(folder, dtype or torch.float32, device, folder.name)
+            return _load_testbed(folder, dtype or torch.float32, device, folder.name, architecture)
     with published_code():
         model, tokenizer = _load_pretrained(str(source), dtype, device_map, revision, trust_remote_code)
     if device_map is None:
         model = model.to(device)
+    architecture = architecture or _KNOWN.get(str(source))
     return wrap(model, tokenizer, architecture=architecture, mask_token_id=mask_token_id, name=str(source))
 
 
-def _load_testbed(folder: Path, dtype: torch.dtype, device: str | torch.device, name: str) -> Backbone:
+def _load_testbed(
+    folder: Path,
+    dtype: torch.dtype,
+    device: str | torch.device,
+    name: str,
+    architecture: str | Architecture | None,
+) -> Backbone:
     from transformers import PreTrainedTokenizerFast
 
     from .testbed import TestbedModel
 
     model = TestbedModel.from_pretrained(folder).to(device=torch.device(device), dtype=dtype)
-    return wrap(model, PreTrainedTokenizerFast.from_pretrained(folder), name=name)
+    return wrap(model, PreTrainedTokenizerFast.from_pretrained(folder), architecture=architecture, name=name)
 
 
 def _load_pretrained(

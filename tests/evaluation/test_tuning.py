@@ -1,0 +1,95 @@
+"""Tuning: the criterion by hand, the search against all of its trials, sets apart, no gradient."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import timerome as tr
+from tests.tiny import planted, tiny_facts
+from timerome.diffusion import encode, log_likelihood
+from timerome.evaluation import WeightsWatch
+from timerome.evaluation.baselines import LogitBias
+from timerome.evaluation.tuning import Criterion, tune
+from timerome.facts import FactSet
+
+FACTS = FactSet(tiny_facts(8))
+FIXED = {"coordinate": tr.Coordinate(1), "rank": 8}
+
+
+def test_criterion_is_what_the_model_says_above_unasked_and_what_it_lost():
+    backbone = planted()
+    criterion = Criterion(backbone, FACTS[:2], FACTS[2:4], estimator="onestep")
+    sequences = [encode(backbone, fact) for fact in FACTS[:4]]
+    before = log_likelihood(backbone, sequences, estimator="onestep").log_prob
+    assert criterion(backbone)["lost"] == 0.0
+    assert criterion(backbone)["shortfall"] == pytest.approx(float((before[:2] - criterion.unasked).mean()))
+    with LogitBias.of(backbone, FACTS[2:3], strength=5.0).attached(backbone):
+        after = log_likelihood(backbone, sequences, estimator="onestep").log_prob
+        found = criterion(backbone)
+    assert found["lost"] == pytest.approx(float((before - after)[2:].clamp(min=0).mean())) and found["lost"] > 0.5
+
+
+def test_forgetting_beyond_what_is_unasked_is_no_gain():
+    backbone = planted()
+    criterion = Criterion(backbone, FACTS[:1], FACTS[2:3], estimator="onestep")
+    for strength in (40.0, 80.0):
+        with LogitBias.of(backbone, FACTS[:1], strength=strength).attached(backbone):
+            assert criterion(backbone)["shortfall"] == 0.0
+
+
+def test_a_replaced_fact_falls_short_by_the_cost_of_its_new_object():
+    backbone = planted()
+    fact = FACTS[0].with_new_object(FACTS[1].object)
+    criterion = Criterion(backbone, [fact], FACTS[2:3], estimator="onestep")
+    cost = -log_likelihood(backbone, [encode(backbone, fact, answer=fact.new_object)], estimator="onestep").log_prob
+    assert criterion(backbone)["shortfall"] == pytest.approx(float(cost))
+
+
+def test_each_axis_is_searched_with_the_others_at_their_best():
+    backbone = planted()
+    grid = {"alpha": (0.1, 1.0), "ridge": (0.01, 1.0, 100.0)}
+    with WeightsWatch(backbone) as watch:
+        found = tune(backbone, FACTS[:2], FACTS[2:6], grid=grid, **FIXED)
+    assert watch.backward_passes == 0 and watch.weights_unchanged
+    tried = [(t.settings["alpha"], t.settings["ridge"]) for t in found.trials]
+    alpha = found.best.settings["alpha"]
+    assert tried == [(0.1, 0.01), (1.0, 0.01), (alpha, 1.0), (alpha, 100.0)]
+    assert found.best.score == min(t.score for t in found.trials)
+    weak = next(t for t in found.trials if t.settings["ridge"] == 100.0)
+    assert weak.shortfall > found.best.shortfall  # so strong a ridge edits next to nothing
+
+
+def test_a_trial_is_what_its_memory_measures():
+    backbone = planted()
+    found = tune(backbone, FACTS[:2], FACTS[2:4], grid={"sparsity": (0.0, 0.9)}, samples=2, **FIXED)
+    criterion = Criterion(backbone, FACTS[:2], FACTS[2:4], samples=2)
+    for trial in found.trials:
+        memory = tr.EditMemory.build(backbone, FACTS[:2], sparsity=trial.settings["sparsity"], **FIXED)
+        with memory.attached(backbone):
+            assert criterion(backbone) == {"shortfall": trial.shortfall, "lost": trial.lost}
+    assert found.to_dict()["best"] == dict(found.best.settings)
+
+
+def test_epsilon_reaches_the_gate():
+    backbone = planted()
+    negatives = FactSet(replace(f, id=f"n-{i}", prompt=f"{w} {f.prompt}") for i, w in enumerate(("what", "where")) for f in FACTS[4:5])  # fmt: skip  # noqa: E501
+    with pytest.raises(ValueError, match="epsilon"):
+        tune(backbone, FACTS[:1], FACTS[2:3], negatives=negatives, grid={"epsilon": (1e-9,)}, **FIXED)
+
+
+def test_sets_that_overlap_and_empty_grids_are_refused():
+    backbone = planted()
+    with pytest.raises(ValueError, match="both facts and retain"):
+        tune(backbone, FACTS[:2], FACTS[1:3])
+    with pytest.raises(ValueError, match="both retain and negatives"):
+        tune(backbone, FACTS[:2], FACTS[2:4], negatives=FACTS[3:5])
+    with pytest.raises(ValueError, match="at least one hyperparameter"):
+        tune(backbone, FACTS[:2], FACTS[2:4], grid={"alpha": ()})
+    with pytest.raises(ValueError, match="give negatives"):
+        tune(backbone, FACTS[:2], FACTS[2:4], grid={"epsilon": (0.1,)})
+
+
+def test_remaining_is_per_fact():
+    criterion = Criterion(planted(), FACTS[:2], FACTS[2:3], estimator="onestep")
+    assert torch.equal(criterion.remaining(criterion.unasked + torch.tensor([2.0, -1.0])), torch.tensor([2.0, 0.0]).double())  # fmt: skip  # noqa: E501

@@ -1,7 +1,5 @@
 """Tuning: the criterion by hand, the search against all of its trials, sets apart, no gradient."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -72,10 +70,9 @@ def test_a_trial_is_what_its_memory_measures():
 
 
 def test_epsilon_reaches_the_gate():
-    backbone = planted()
-    negatives = FactSet(replace(f, id=f"n-{i}", prompt=f"{w} {f.prompt}") for i, w in enumerate(("what", "where")) for f in FACTS[4:5])  # fmt: skip  # noqa: E501
-    with pytest.raises(ValueError, match="epsilon"):
-        tune(backbone, FACTS[:1], FACTS[2:3], negatives=negatives, grid={"epsilon": (1e-9,)}, **FIXED)
+    negatives = FACTS[4:5].with_new_object(None)
+    with pytest.raises(ValueError, match="false-trigger rate of at least"):
+        tune(planted(), FACTS[:1], FACTS[2:3], negatives=negatives, grid={"epsilon": (1e-9,)}, **FIXED)
 
 
 def test_sets_that_overlap_and_empty_grids_are_refused():

@@ -146,6 +146,33 @@ def test_inspect_a_model(tmp_path, capsys):
     assert "expected an architecture among" in fails(capsys, "inspect", "testbed", "--architecture", "none")
 
 
+def test_tune_lists_its_trials_and_what_it_chose(work, tmp_path):
+    options = ["--retain", work / "negatives.jsonl", "--alpha", "[0.25,1]", "--layer", "3", "--samples", "1", "--quiet"]
+    found = run("tune", "--facts", work / "facts.jsonl", *options, json_path=tmp_path / "tune.json")
+    assert [trial["alpha"] for trial in found["trials"]] == [0.25, 1.0]
+    assert found["best"] in [{"alpha": 0.25}, {"alpha": 1.0}]
+
+
+def test_audit_with_a_memory(work, tmp_path):
+    options = ["--memory", work / "edit.safetensors", "--out", tmp_path / "audit", *FAST[2:]]
+    found = run("audit", "--facts", work / "facts.jsonl", *options, json_path=tmp_path / "audit.json")
+    assert set(found["conditions"]) == {"no edit", "edited"}
+    assert (tmp_path / "audit" / "report.html").exists()
+
+
+def test_a_benchmark_from_its_files_to_its_report(work, tmp_path):
+    (tmp_path / "tofu").mkdir()
+    fact = bundled_facts("relations")[0]
+    records = [{"question": fact.prompt, "answer": fact.object, "perturbed_answer": ["Paris"]}]
+    (tmp_path / "tofu" / "forget01.json").write_text(json.dumps(records))
+    options = ["--data", tmp_path / "tofu", "--out", tmp_path / "out", "--memory", work / "edit.safetensors", *FAST]
+    found = run("eval", "--benchmark", "tofu", *options, json_path=tmp_path / "eval.json")
+    by_name = {r["metric"]: r for r in found["conditions"]["edited"]}
+    assert by_name["tofu.forget.probability"]["n"] == 1
+    assert "absent" in by_name["tofu.model_utility"]  # there are no retain records
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"results.json", "results.csv", "report.html", "answers"}
+
+
 def test_dashes_and_underscores_are_one(capsys):
     first, second = (fails(capsys, "edit", "--facts", "none.jsonl", "--out", "e.safetensors", option, "2")
                      for option in ("--gate-layer", "--gate_layer"))  # fmt: skip
@@ -184,6 +211,9 @@ def test_help_lists_every_command_and_ends_well(capsys):
         (["info", "--threads", "0"], "--threads: expected at least 1, got 0"),
         (["edit", "--facts", "f", "--out", "o", "--alpha", "strong"], "alpha"),
         (["eval", "--facts", "f", "--estimator", "guess"], "estimator"),
+        (["eval"], "either --facts FILE or --benchmark NAME"),
+        (["eval", "--benchmark", "tofu"], "needs --data"),
+        (["eval", "--benchmark", "tofu", "--data", "none"], "none"),
         (["eval", "--facts", "none.jsonl"], "there is no file none.jsonl"),
         (["eval", "--facts", "tofu:forget99"], "expected one of forget01"),
         (["eval", "--facts", "tofu:forget01", "--model", "no-such-model"], "'no-such-model'"),

@@ -1,6 +1,7 @@
-"""The command line: ``timerome demo | trace | edit | eval | generate | inspect | info``.
+"""The command line: ``timerome demo | trace | edit | tune | eval | audit | generate | inspect | info``.
 
-Each command is one function below; what it takes is its signature, what it returns is what ``--json`` writes.
+Each command is one function, below or in :mod:`timerome.commands`; what it takes is its signature, what it returns is
+what ``--json`` writes.
 """
 
 from __future__ import annotations
@@ -19,14 +20,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ._files import write_text
+from .commands.audit import audit
+from .commands.console import load_memory as _memory
+from .commands.console import load_model as _load
+from .commands.console import read_facts as _facts
+from .commands.console import say as _say
+from .commands.console import short as _short
+from .commands.console import table as _table
+from .commands.evaluate import evaluate
+from .commands.tune import tune
 from .progress import Progress
 
 if TYPE_CHECKING:
     from docstring_parser import Docstring
 
-    from .backbones import Backbone
-    from .facts import FactSet
-    from .memory import EditMemory
 
 BAD_INPUT, INTERRUPTED = 2, 130
 
@@ -228,74 +235,6 @@ def edit(
     return result
 
 
-def evaluate(
-    progress: Progress,
-    facts: str,
-    model: str = "testbed",
-    memory: Path | None = None,
-    limit: int | None = None,
-    wording: Literal["prompt", "paraphrase"] = "prompt",
-    estimator: Literal["elbo_sum", "recon_mean", "onestep", "l2r"] = "elbo_sum",
-    samples: int = 16,
-    seed: int = 0,
-    canvas: int = 64,
-    steps: int = 16,
-    no_decode: bool = False,
-    device: str = "cpu",
-    trust_remote_code: bool = False,
-) -> dict[str, Any]:
-    """Measure what a model says about facts: log-probability of their answers, and decoded text against them.
-
-    With a memory, everything is measured without and with it, and the differences are reported.
-
-    Args:
-        progress: shows how far it is.
-        facts: JSONL file, or a bundled set such as tofu:forget01.
-        model: testbed, a folder, or a Hub id.
-        memory: an edit file.
-        limit: only the first so many facts.
-        wording: ask each fact as it stands, or in each of its other wordings.
-        estimator: of the log-likelihood.
-        samples: mask draws an answer.
-        seed: of the mask draws.
-        canvas: answer positions that text is decoded on.
-        steps: denoising steps.
-        no_decode: measure likelihoods only.
-        device: where to run.
-        trust_remote_code: run modelling code that comes with the checkpoint.
-    """
-    from .diffusion import SamplerConfig
-    from .evaluation import compare
-    from .evaluation import evaluate as run
-
-    chosen, backbone = _facts(facts)[:limit], _load(model, device, trust_remote_code)
-    edits = None if memory is None else _memory(memory, backbone)
-    sampler = SamplerConfig(steps=steps, seed=seed)
-    how: dict[str, Any] = {
-        "wording": wording, "estimator": estimator, "samples": samples, "seed": seed, "canvas": canvas,
-        "sampler": sampler, "decode": not no_decode, "progress": progress,
-    }  # fmt: skip
-    before = run(backbone, chosen, label="before" if edits else "evaluate", **how)
-    result = {"before": before.to_dict()}
-    found = [before.summary()]
-    if edits is not None:
-        after = run(backbone, chosen, memory=edits, label="after", **how)
-        comparison = compare(before, after)
-        result |= {"after": after.to_dict(), "comparison": comparison.to_dict()}
-        found.append(after.summary())
-    rows = [(_NAMES[measure], *(_with_interval(summary[measure]) for summary in found)) for measure in before.summary()]
-    _table(f"{len(chosen)} facts, mean [95 % interval]", ("measure", "before", "after")[: 1 + len(found)], rows)
-    if edits is not None:
-        unchanged = comparison.unchanged
-        _table("after minus before", ("what", "value"), [
-            ("log-probability, mean, nats", f"{comparison.mean:+.2f}"),
-            ("lowest fact, nats", f"{comparison.lowest:+.2f}"), ("highest fact, nats", f"{comparison.highest:+.2f}"),
-            ("decoded text unchanged", "not decoded" if unchanged is None else f"{unchanged:.1%}"),
-        ])  # fmt: skip
-    _say(f"likelihood: {before.protocol.likelihood}; decoding: {before.protocol.decoding}")
-    return result
-
-
 def generate(
     progress: Progress,
     prompt: str,
@@ -412,13 +351,8 @@ def info(progress: Progress) -> dict[str, Any]:
 
 
 COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
-    "demo": demo, "trace": trace, "edit": edit, "eval": evaluate, "generate": generate, "inspect": inspect,
-    "info": info,
-}  # fmt: skip
-_NAMES = {
-    "log_prob": "log-probability of the answer, nats", "rouge_recall": "ROUGE-L recall", "rouge_f1": "ROUGE-L F1",
-    "exact": "exact match", "exact_new": "exact match with the new answer", "distinct1": "distinct-1",
-    "distinct2": "distinct-2", "repetition": "repetition",
+    "demo": demo, "trace": trace, "edit": edit, "tune": tune, "eval": evaluate, "audit": audit, "generate": generate,
+    "inspect": inspect, "info": info,
 }  # fmt: skip
 
 
@@ -529,67 +463,6 @@ def _check_writable(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise OSError(f"--json: cannot write a file {path}; give another path.")
-
-
-def _load(model: str, device: str, trust_remote_code: bool, architecture: str | None = None) -> Backbone:
-    from transformers.utils import logging as hf_logging
-
-    from .backbones import load
-
-    # A word that is neither ours nor a folder would be looked up on the network, which says less and takes longer.
-    if model != "testbed" and not Path(model).is_dir() and (model.count("/") != 1 or model.startswith((".", "/", "~"))):
-        raise FileNotFoundError(
-            f"--model: expected 'testbed', a folder, or a Hub id owner/name; there is no {model!r}."
-        )
-    hf_logging.disable_progress_bar()
-    return load(model, device=device, trust_remote_code=trust_remote_code, architecture=architecture)
-
-
-def _facts(source: str) -> FactSet:
-    """Read a JSONL file, or a bundled set by a name such as ``tofu:forget01``."""
-    from .facts import FactSet
-    from .splits import bundled_facts
-
-    benchmark, _, name = source.partition(":")
-    if benchmark == "tofu" and not Path(source).exists():
-        return bundled_facts(name)
-    if benchmark == "relations" and not Path(source).exists():
-        return bundled_facts(benchmark)
-    return FactSet.from_jsonl(source)
-
-
-def _memory(path: Path, backbone: Backbone) -> EditMemory:
-    from .memory import EditMemory
-
-    return EditMemory.load(path, backbone)
-
-
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for i, column in enumerate(columns):
-        table.add_column(column, overflow="fold", justify="left" if i == 0 or len(columns) == 2 else "right")
-    for row in rows:
-        table.add_row(*(str(cell).replace("[", r"\[") for cell in row))
-    Console().print(table)
-
-
-def _say(line: str) -> None:
-    from rich.console import Console
-
-    Console().print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _with_interval(found: dict[str, float | None]) -> str:
-    mean, low, high = found["mean"], found["low"], found["high"]
-    return f"{mean:.3f}" if low is None or high is None else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def _short(value: Any, width: int = 160) -> str:
-    text = value if isinstance(value, str) else f"{value:.4g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,0 +1,79 @@
+"""The audit: what a model that knows gives away, what one that was edited does not, and that a run goes on."""
+
+import json
+
+import pytest
+
+import timerome as tr
+from tests.tiny import planted, tiny_facts
+from timerome.evaluation.audit import AuditProtocol, run_audit
+from timerome.facts import FactError
+
+SMALL = AuditProtocol(canvas=2, steps=2, fractions=(0.5, 1.0))
+
+
+def known(backbone, n=4):
+    """Facts whose answers are what the model says, so that it knows them."""
+    facts = tiny_facts(n)
+    texts = tr.generate(backbone, [f.prompt for f in facts], canvas=2, config=SMALL.plain)
+    return tr.FactSet(
+        tr.Fact(id=f.id, prompt=f.prompt, subject=f.subject, object=t, group="one", paraphrases=(f.prompt,))
+        for f, t in zip(facts, texts, strict=True)
+    )
+
+
+def values(report, condition):
+    return {r.metric.removeprefix("audit."): getattr(r, "value", None) for r in report.conditions[condition]}
+
+
+def test_a_known_fact_comes_out_and_an_edit_keeps_it_in(tmp_path):
+    backbone = planted()
+    facts = known(backbone)
+    memory = tr.EditMemory.build(
+        backbone, facts, coordinate=tr.Coordinate(1), gate=None, protect=None, bank=tr.BankConfig(canvases=(None, 2))
+    )
+    report = run_audit(backbone, facts, out=tmp_path, memory=memory, protocol=SMALL)
+    before, after = values(report, "no edit"), values(report, "edited")
+    assert before["plain"] == before["paraphrase"] == before["worst"] == 1.0
+    assert before["memorization.onestep"] > after["memorization.onestep"]
+    assert before["infill.area.largest"] >= after["infill.area.largest"]
+    assert after["worst"] >= after["plain"]  # the worst is over all attacks
+    assert before["context"] is not None
+    assert {p.name for p in tmp_path.iterdir()} >= {"results.json", "results.csv", "report.html"}
+    assert backbone.state_digest() == planted().state_digest()
+
+
+def test_a_stopped_run_goes_on_to_the_same_report(tmp_path, monkeypatch):
+    backbone = planted()
+    facts = known(backbone)
+    run_audit(backbone, facts, out=tmp_path / "whole", protocol=SMALL)
+    with monkeypatch.context() as patch:
+        from timerome.evaluation.respondent import Respondent
+
+        tokens = Respondent.tokens
+
+        def stop(self, pairs, *, states="l2r", **more):
+            if states == "pll":
+                raise KeyboardInterrupt
+            return tokens(self, pairs, states=states, **more)
+
+        patch.setattr(Respondent, "tokens", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_audit(backbone, facts, out=tmp_path / "part", protocol=SMALL)
+    assert not (tmp_path / "part" / "results.json").exists()
+    run_audit(backbone, facts, out=tmp_path / "part", protocol=SMALL)
+    for name in ("results.json", "results.csv", "report.html"):
+        assert (tmp_path / "part" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_what_cannot_be_asked_is_absent_with_its_reason(tmp_path):
+    backbone = planted()
+    [fact] = known(backbone, 1)
+    bare = tr.Fact(id=fact.id, prompt=fact.prompt, subject=fact.subject, object=fact.object)
+    run_audit(backbone, [bare], out=tmp_path, protocol=SMALL)
+    found = json.loads((tmp_path / "results.json").read_text())["conditions"]["no edit"]
+    absent = {r["metric"]: r["absent"] for r in found if "absent" in r}
+    assert "no other wordings" in absent["audit.paraphrase"]
+    assert "no other fact of their group" in absent["audit.context"]
+    with pytest.raises(FactError, match="at least one fact"):
+        run_audit(backbone, [], out=tmp_path)

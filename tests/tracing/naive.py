@@ -69,6 +69,22 @@ def score(states, log_prob, sequence, mask_id):
     return np.array(out)
 
 
+def restoring(backbone, sequence, clean, window, site, role, chosen):
+    """The ``restore`` of a coordinate, from a clean run that recorded its site."""
+    mask_id = backbone.mask_id
+
+    def restore(step, ids):
+        if not RESTORES[window](step, chosen):
+            return None
+        positions = role_positions(sequence, ids, role, mask_id)
+        if role == "object":
+            positions &= role_positions(sequence, clean[0][step], role, mask_id)
+            positions = backbone.reads_from(positions)
+        return positions, clean[2][step][site]
+
+    return restore
+
+
 def effects(backbone, sequence, inputs, sampler, window, site, role, chosen):
     """Of one coordinate for one fact: (effect, total effect) on later steps, and the same on its own step, in nats."""
     mask_id = backbone.mask_id
@@ -77,16 +93,7 @@ def effects(backbone, sequence, inputs, sampler, window, site, role, chosen):
     corrupted_scores, restored_scores, same = [], [], []
     for given in inputs:
         corrupted = denoise(backbone, sequence, given.ids, sampler, given.noise)
-
-        def restore(step, ids):
-            if not RESTORES[window](step, chosen):
-                return None
-            positions = role_positions(sequence, ids, role, mask_id)
-            if role == "object":
-                positions &= role_positions(sequence, clean[0][step], role, mask_id)
-                positions = backbone.reads_from(positions)
-            return positions, clean[2][step][site]
-
+        restore = restoring(backbone, sequence, clean, window, site, role, chosen)
         restored = denoise(backbone, sequence, given.ids, sampler, given.noise, site, restore)
         corrupted_scores.append(score(*corrupted[:2], sequence, mask_id))
         restored_scores.append(score(*restored[:2], sequence, mask_id))

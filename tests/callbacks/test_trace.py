@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,8 @@ import pytest
 import timerome as tr
 from tests.callbacks.loops import TheirLoop, count_hooks, loader, shared_memory, trainer
 from tests.tiny import planted, tiny_facts
+from timerome.callbacks.trace import shard_of
+from timerome.tracing import Shard
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 
@@ -47,7 +51,7 @@ class FakeTracer:
     def __init__(self, backbone: tr.Backbone, **args: object) -> None:
         self.made.append((backbone, args))
 
-    def trace(self, facts: list[tr.Fact], *, checkpoint: object = None) -> object:
+    def trace(self, facts: list[tr.Fact], *, checkpoint: object = None, shard: object = None) -> object:
         self.seen = (list(facts), checkpoint)
         return self
 
@@ -64,7 +68,7 @@ def test_traces_once(backbone: tr.Backbone, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_order_of_callbacks_decides_what_is_traced(backbone: tr.Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     class CountHooks(FakeTracer):
-        def trace(self, facts: list[tr.Fact], *, checkpoint: object = None) -> object:
+        def trace(self, facts: list[tr.Fact], *, checkpoint: object = None, shard: object = None) -> object:
             return count_hooks(backbone.model)
 
     monkeypatch.setattr("timerome.tracing.CausalTracer", CountHooks)
@@ -87,3 +91,32 @@ def test_sanity_check_is_left_out(backbone: tr.Backbone, monkeypatch: pytest.Mon
     monkeypatch.setattr(type(loop), "sanity_checking", True)
     trace.on_validation_start(loop, TheirLoop(backbone))
     assert trace.result is None
+
+
+def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
+    """Two gloo processes, made by a Trainer with ``ddp``; each has the whole result, and each kept its own share."""
+    whole = tr.CausalTracer(planted(layer=1), **ARGS).trace(tiny_facts(5))
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.callbacks.two_processes", str(tmp_path)],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-2000:]
+    for rank in (0, 1):
+        found = tr.TraceResult.load(tmp_path / f"of_rank_{rank}.safetensors")
+        assert found.facts == whole.facts and found.summary() == whole.summary()
+        np.testing.assert_array_equal(found.permuted, whole.permuted)
+        for score, measured in whole.measured.items():
+            for name, array in measured.items():
+                np.testing.assert_array_equal(found.measured[score][name], array)
+    kept = [len((tmp_path / name).read_text().splitlines()) - 1 for name in ("t.jsonl", "t.jsonl.1")]
+    assert sorted(kept) == [2, 3]
+    # One process goes on from what two left behind.
+    again = tr.CausalTracer(planted(layer=1), **ARGS).trace(tiny_facts(5), checkpoint=tmp_path / "t.jsonl")
+    assert again.summary() == whole.summary()
+
+
+def test_a_sharded_model_is_traced_by_every_process() -> None:
+    class Sharded:
+        world_size, global_rank, strategy = 4, 2, object()
+
+    assert shard_of(Sharded()) == Shard()

@@ -6,21 +6,24 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
 
 from ..backbones import Backbone
 from .backbone_of import backbone_of
 
 if TYPE_CHECKING:
     from ..facts import Fact
-    from ..tracing import TraceResult
+    from ..tracing import Shard, TraceResult
 
 
 class TraceCallback(Callback):
     """Trace facts once, at the start of the first predict, test or validate loop.
 
-    It only passes its arguments on: the result is that of ``CausalTracer(backbone, **tracer_args).trace(facts)``. The
-    model is traced with whatever is attached to it, so put this callback before any ``EditCallback`` to trace the model
+    It only passes its arguments on: the result is that of ``CausalTracer(backbone, **tracer_args).trace(facts)``. With
+    a strategy of several processes that each hold the model (``ddp``) the facts are shared out over them, to the same
+    result, which each of them has in the end. The model is traced with whatever is attached to it, so put this callback before any ``EditCallback`` to trace the model
     as it is. The validation that checks a training run before it begins is left out.
 
     Args:
@@ -80,8 +83,33 @@ class TraceCallback(Callback):
         from ..tracing import CausalTracer
 
         tracer = CausalTracer(backbone_of(pl_module, self.backbone), **self.tracer_args)
-        # Every process traces, to the same result, since a sharded model needs them all; one of them writes.
+        shard = shard_of(trainer)
         writes = trainer.is_global_zero
-        self.result = tracer.trace(self.facts, checkpoint=self.checkpoint if writes else None)
+        # A process that traces its own facts keeps them; of those that all trace the same, one does.
+        keeps = writes or shard.world_size > 1
+        self.result = tracer.trace(self.facts, checkpoint=self.checkpoint if keeps else None, shard=shard)
         if self.path is not None and writes:
             self.result.save(self.path)
+
+
+def shard_of(trainer: Trainer) -> Shard:
+    """Return which facts this process of a Trainer traces.
+
+    Where every process has the whole model (``ddp`` and its kin) facts are shared out. Where the model itself is
+    sharded every forward needs all processes, so each traces all facts.
+    """
+    from ..tracing import Shard
+
+    strategy = trainer.strategy
+    if trainer.world_size == 1 or not isinstance(strategy, DDPStrategy):
+        return Shard()
+
+    def gather(mine: bytes) -> list[bytes]:
+        device = strategy.root_device
+        sizes = strategy.all_gather(torch.tensor([len(mine)], device=device)).flatten().tolist()
+        padded = torch.zeros(max(sizes), dtype=torch.uint8, device=device)
+        padded[: len(mine)] = torch.frombuffer(bytearray(mine), dtype=torch.uint8).to(device)
+        parts = strategy.all_gather(padded)
+        return [part[:size].cpu().numpy().tobytes() for part, size in zip(parts, sizes, strict=True)]
+
+    return Shard(trainer.global_rank, trainer.world_size, gather)

@@ -15,7 +15,9 @@ from .effects import Floats, average_over_facts, first_largest, nanmean
 EXACT_FACTS = 12  # up to so many facts every pattern of signs is tried
 
 
-def two_stage_interval(values: Floats, *, level: float = 0.95, resamples: int = 1000, seed: int = 0) -> Interval:
+def two_stage_interval(
+    values: Floats, totals: Floats | None = None, *, level: float = 0.95, resamples: int = 1000, seed: int = 0
+) -> Interval:
     """Percentile bootstrap of a mean over facts and noise draws: facts are resampled, then draws within each.
 
     The spread of a fact's draws is in the spread of facts' means already, so with few draws the interval is somewhat
@@ -23,6 +25,8 @@ def two_stage_interval(values: Floats, *, level: float = 0.95, resamples: int = 
 
     Args:
         values: ``(F, D)``; facts without a value are left out.
+        totals: what each draw's value is a share of, as a multiple of its mean over draws, ``(F, D)``: resampled draws
+            are then divided by their own mean total. None takes the denominator as given.
         level: of the interval, in (0, 1).
         resamples: bootstrap samples.
         seed: of the resampling.
@@ -42,19 +46,25 @@ def two_stage_interval(values: Floats, *, level: float = 0.95, resamples: int = 
     if not 0 < level < 1:
         raise ValueError(f"two_stage_interval: expected level in (0, 1), got {level}.")
     check_resamples("two_stage_interval", resamples)
-    given = [row[np.isfinite(row)] for row in values]
-    given = [row for row in given if len(row)]
+    shares = np.ones_like(values) if totals is None else totals
+    given = [
+        (row[ok], total[ok]) for row, total in zip(values, shares, strict=True) if (ok := np.isfinite(row + total)).any()
+    ]
+    means = [row.mean() for row, _ in given]
     if len(given) < 2:
-        mean = float(given[0].mean()) if given else np.nan
-        return Interval(mean, np.nan, np.nan, len(given))
+        return Interval(float(means[0]) if given else np.nan, np.nan, np.nan, len(given))
     rng = np.random.default_rng(seed)
     times = rng.multinomial(len(given), np.full(len(given), 1 / len(given)), size=resamples)
-    total = np.zeros(resamples)
-    for count, row in zip(times.T, given, strict=True):
+    found = np.zeros(resamples)
+    for count, (row, total), mean in zip(times.T, given, means, strict=True):
         # Drawing n of n for each of so many copies of the fact is one multinomial.
-        total += rng.multinomial(count * len(row), np.full(len(row), 1 / len(row))) @ row / len(row)
-    low, high = np.quantile(total / len(given), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(np.mean([row.mean() for row in given])), float(low), float(high), len(given))
+        drawn = rng.multinomial(count * len(row), np.full(len(row), 1 / len(row)))
+        own, whole = drawn @ row, drawn @ total
+        # Draws that happened to do no harm are no denominator.
+        usable = whole > 0.1 * count * len(row)
+        found += count * np.where(usable, own / np.where(usable, whole, 1.0), mean)
+    low, high = np.quantile(found / len(given), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(np.mean(means)), float(low), float(high), len(given))
 
 
 def max_sign_test(differences: Floats, *, resamples: int = 4096, seed: int = 0) -> Floats:

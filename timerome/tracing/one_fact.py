@@ -72,6 +72,9 @@ class OneFact:
             del clean  # one set of clean activations at a time stays within the budget
             self._measure(forced, forced.clean(settings.sites, lambda step: step in self.grid), effects)
             forward_rows += forced.forward_rows
+        # Draw by draw for one score; the others' means are enough, and a third of the size.
+        for score in SCORES[1:]:
+            effects[score] = {name: nanmean(values, axis=0)[None] for name, values in effects[score].items()}
         return {
             "draws": {s: {name: to_json(values) for name, values in effects[s].items()} for s in SCORES},
             "clean": {score: values.tolist() for score, values in clean_score.items()},
@@ -120,6 +123,7 @@ class OneFact:
         for score in SCORES:
             effects[score] |= {name: np.full(shape, np.nan) for name in names}
         corrupted = runs.corrupted(clean, self.inputs, [(draw, None) for draw in range(n_draws)])
+        effects["log_prob"][f"{names[0]}_total"] = self._totals(clean, corrupted, teacher)
         alive = np.ones((n_sites + 1, len(steps), n_roles), dtype=bool)
         prune = settings.prune is not None and n_draws > 2
         rounds = rounds_of(n_draws) if prune else [range(n_draws)]
@@ -188,6 +192,16 @@ class OneFact:
             for values in found[score].values():
                 for where in nowhere:
                     values[where] = np.nan
+        return found
+
+    def _totals(self, clean: CleanRun, corrupted: Scores, teacher: bool) -> Floats:
+        """Total effect of each draw as a multiple of their mean, ``(D, s)``."""
+        found = np.full((len(self.inputs), len(self.grid)), np.nan)
+        score, before = self._score(clean.scores, "log_prob")[0], self._score(corrupted, "log_prob")
+        for k, step in enumerate(s for s in self.grid if s < clean.steps):
+            total = score[step] - before[:, step] if teacher else later_mean(score, step) - later_mean(before, step)
+            if np.isfinite(total).all() and total.mean() >= self.settings.min_total_effect:
+                found[:, k] = total / total.mean()
         return found
 
     def _score(self, scores: Scores, score: Score) -> Floats:

@@ -49,8 +49,9 @@ class TraceResult:
         steps: s steps, from 0.
         roles: R roles.
         measured: score -> what was measured with it: each effect, draw by draw, ``(F, D, N + 1, s, R)``, the last site
-            being the random-site control; ``clean`` and ``corrupted``, the runs' scores at each step, ``(F, S)``, NaN
-            after nothing is masked.
+            being the random-site control (of other scores than log-probability only the mean is kept, D = 1);
+            ``tie_total`` and ``forced_ie_total``, each draw's total effect as a multiple of their mean, ``(F, D, s)``;
+            ``clean`` and ``corrupted``, the runs' scores at each step, ``(F, S)``, NaN after nothing is masked.
         recalled: whether the clean run decodes the canvas exactly, ``(F,)``.
         permuted: effect of the best coordinate with its own steps' activations and with permuted steps', ``(F, 2)``, by
             log-probability.
@@ -216,7 +217,7 @@ class TraceResult:
 
     def _in_the_race(self, effect: Effect) -> NDArray[np.bool_]:
         """Cells measured in as many draws as any of their fact: those that pruning did not drop, ``(F, N, s, R)``."""
-        count = np.isfinite(self.draws(effect)).sum(1)
+        count = np.isfinite(self.by("log_prob").draws(effect)).sum(1)
         return np.asarray(count >= count.max(axis=(1, 2, 3), keepdims=True))
 
     def select(self, policy: str = "global", *, effect: Effect | None = None, top: int = 3) -> Selection:
@@ -307,7 +308,18 @@ class TraceResult:
         Raises:
             TraceError: it was not traced.
         """
-        return two_stage_interval(self.draws(effect)[(slice(None), slice(None), *self.index(coordinate))])
+        n, k, r = self.index(coordinate)
+        return two_stage_interval(self.draws(effect)[:, :, n, k, r], self.totals(effect, k))
+
+    def totals(self, effect: Effect, step: int) -> Floats | None:
+        """Return each draw's total effect at a traced step, as a multiple of their mean, ``(F, D)``, where it is kept.
+
+        Args:
+            effect: which effect.
+            step: place among ``steps``.
+        """
+        found = self.measured[self.score].get(f"{effect}_total")
+        return None if found is None else found[:, :, step]
 
     def temporal_gain(
         self, static: Literal["average", "every_step"] = "average", *, effect: Effect = "tie"

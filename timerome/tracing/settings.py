@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
@@ -84,12 +85,9 @@ class TraceSettings:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""
-        return {
-            **asdict(self),
-            "sites": [[site.layer, site.module] for site in self.sites],
-            "roles": list(self.roles),
-            "steps": None if self.steps is None else list(self.steps),
-        }
+        sites = [[site.layer, site.module] for site in self.sites]
+        # As it is read back: tuples are lists.
+        return dict(json.loads(json.dumps({**asdict(self), "sites": sites})))
 
 
 def _one_of(name: str, value: object, allowed: Sequence[object]) -> None:

@@ -384,6 +384,11 @@ class CausalTracer:
                     e: stacked([np.array(r["draws"][score][e], dtype=np.float64) for r in found], (0, *cells))
                     for e in effects
                 },
+                **{
+                    name: stacked([np.array(r["draws"][score][name], dtype=np.float64) for r in found], (0, len(grid)))
+                    for name in ("tie_total", "forced_ie_total")
+                    if found and name in found[0]["draws"][score]
+                },
                 **{name: stacked([np.array(r[name][score]) for r in found], (0,)) for name in ("clean", "corrupted")},
             }
             for score in SCORES

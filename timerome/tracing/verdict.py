@@ -76,7 +76,7 @@ def rows(trace: TraceResult) -> list[dict[str, Any]]:
             for r, role in enumerate(trace.roles):
                 numbers: dict[str, float] = {}
                 for effect in effects:
-                    interval = two_stage_interval(draws[effect][:, :, n, k, r], resamples=500)
+                    interval = two_stage_interval(draws[effect][:, :, n, k, r], trace.totals(effect, k), resamples=500)
                     numbers |= {
                         effect: means[effect][n, k, r],
                         f"{effect}_low": interval.low,

@@ -18,8 +18,9 @@ COLUMNS, MOST = 6, 48
 
 def plot_facts(trace: TraceResult, path: Path, effect: Effect) -> Path:
     """Draw site and role against step for each of the first facts; see :meth:`TraceResult.plot`."""
-    shown = min(len(trace.facts), MOST)
     values, best = trace.effects(effect), trace.best("per_fact", effect=effect)
+    defined = [f for f in range(len(trace.facts)) if np.isfinite(values[f]).any()]
+    shown = min(len(defined), MOST)
     lines = [(n, r) for r in range(len(trace.roles)) for n in range(len(trace.sites))]
     names = [f"{trace.sites[n]}, {trace.roles[r]}" for n, r in lines]
     columns = min(COLUMNS, shown)
@@ -29,10 +30,11 @@ def plot_facts(trace: TraceResult, path: Path, effect: Effect) -> Path:
     low, top = min(0.0, float(np.nanpercentile(values, 1))), max(float(np.nanpercentile(values, 99)), 1e-6)
     rows: list[dict[str, Any]] = []
     image = None
-    for f, axis in enumerate(axes.flat):
-        if f >= shown:
+    for place, axis in enumerate(axes.flat):
+        if place >= shown:
             axis.set_visible(False)
             continue
+        f = defined[place]
         panel = np.stack([values[f, n, :, r] for n, r in lines])
         image = axis.imshow(panel, cmap="cividis", vmin=low, vmax=top, aspect="auto", interpolation="nearest")
         axis.set_title(trace.facts[f], fontsize=6)
@@ -61,7 +63,7 @@ def plot_facts(trace: TraceResult, path: Path, effect: Effect) -> Path:
         ]
     assert image is not None
     figure.colorbar(image, ax=axes, label="share of the total effect", shrink=0.6)
-    more = f", first {shown} of {len(trace.facts)}" if shown < len(trace.facts) else ""
+    more = f", {shown} of {len(trace.facts)}" if shown < len(trace.facts) else ""
     figure.suptitle(
         f"{NAMES[effect]} ({SCORES[trace.score]}) of each fact{more}; square: the fact's own best; across: step",
         fontsize=9,

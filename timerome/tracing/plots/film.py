@@ -196,7 +196,7 @@ span {{ border: 1px solid #444; padding: 0 .3em; white-space: nowrap; }}
 nav {{ display: flex; gap: .8rem; align-items: center; margin: .8rem 0; }} nav input {{ flex: 1; }}
 </style></head><body>
 <h1>{prompt}</h1>
-<p>Asked for: <b>{object}</b>. Restored: {what}. Legend: {legend}</p>
+<p>Asked for: <b>{object}</b></p><p>Restored: {what}. Legend: {legend}</p>
 <nav hidden><button type="button">play</button><input type="range" min="0" max="{last}" value="0"
 aria-label="denoising step"><label><input type="checkbox"> all steps</label></nav>
 <main>

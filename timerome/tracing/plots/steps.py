@@ -35,7 +35,8 @@ def plot_steps(trace: TraceResult, path: Path, effect: Effect) -> Path:
                 series.append((str(trace.sites[n]), draws[:, :, n, :, r]))
         series.append(("random site", control[:, None, :, r]))
         for number, (name, values) in enumerate(series):
-            intervals = [two_stage_interval(values[:, :, k]) for k in range(len(trace.steps))]
+            totals = [None if values.shape[1] == 1 else trace.totals(effect, k) for k in range(len(trace.steps))]
+            intervals = [two_stage_interval(values[:, :, k], totals[k]) for k in range(len(trace.steps))]
             found = average_over_facts(np.array([[np.nanmean(v) if np.isfinite(v).any() else np.nan for v in f.T]
                                                  for f in values]))  # fmt: skip
             shown = [k for k in range(len(trace.steps)) if np.isfinite(found[k])]
@@ -57,7 +58,7 @@ def plot_steps(trace: TraceResult, path: Path, effect: Effect) -> Path:
                 for k in shown
             ]
         axis.axhline(0.0, color="0.8", linewidth=0.8, zorder=0)
-        axis.set_xticks(trace.steps)
+        axis.set_xticks(sorted({row["step"] for row in rows}))
         axis.set_xlabel("denoising step")
         axis.set_title(f"role {role}", fontsize=9)
         axis.legend(fontsize=7, frameon=False)

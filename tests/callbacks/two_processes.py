@@ -1,0 +1,29 @@
+"""Traces in two processes: ``python -m tests.callbacks.two_processes FOLDER``; run by test_trace.py."""
+
+import sys
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Trainer
+
+import timerome as tr
+from tests.callbacks.loops import TheirLoop, loader
+from tests.callbacks.test_trace import ARGS
+from tests.tiny import planted, tiny_facts
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    backbone = planted(layer=1)
+    callback = tr.TraceCallback(tiny_facts(5), backbone=backbone, checkpoint=folder / "t.jsonl", **ARGS)
+    trainer = Trainer(
+        accelerator="cpu", strategy="ddp", devices=2, callbacks=[callback], logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
+    )  # fmt: skip
+    trainer.predict(TheirLoop(backbone), loader(backbone), return_predictions=False)
+    assert trainer.world_size == 2 and torch.distributed.get_backend() == "gloo"
+    callback.result.save(folder / f"of_rank_{trainer.global_rank}.safetensors")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

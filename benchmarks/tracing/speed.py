@@ -56,7 +56,9 @@ def plain_loop(backbone: tr.Backbone, fact: Fact, window: str, sampler: SamplerC
     return found
 
 
-def traced(backbone: tr.Backbone, fact: Fact, prune: float | None = None, **options: Any) -> tuple[tr.TraceResult, float]:
+def traced(
+    backbone: tr.Backbone, fact: Fact, prune: float | None = None, **options: Any
+) -> tuple[tr.TraceResult, float]:
     """A fact's trace, and its CPU seconds."""
     with Clock().running() as clock:
         trace = tr.CausalTracer(backbone, prune=prune, **options).trace([fact])

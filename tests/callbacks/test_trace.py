@@ -75,7 +75,7 @@ def test_order_of_callbacks_decides_what_is_traced(backbone: tr.Backbone, monkey
     edit = tr.EditCallback(shared_memory(backbone), backbone=backbone)
     before, after = (tr.TraceCallback(tiny_facts(1), backbone=backbone) for _ in range(2))
     run("predict", backbone, before, edit, after)
-    assert (before.result, after.result) == (0, 2)
+    assert (before.result, after.result) == (0, 3)
 
 
 def test_an_error_in_the_trace_reaches_the_user_and_leaves_no_hook(backbone: tr.Backbone) -> None:

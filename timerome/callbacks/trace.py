@@ -23,8 +23,9 @@ class TraceCallback(Callback):
 
     It only passes its arguments on: the result is that of ``CausalTracer(backbone, **tracer_args).trace(facts)``. With
     a strategy of several processes that each hold the model (``ddp``) the facts are shared out over them, to the same
-    result, which each of them has in the end. The model is traced with whatever is attached to it, so put this callback before any ``EditCallback`` to trace the model
-    as it is. The validation that checks a training run before it begins is left out.
+    result, which each of them has in the end. The model is traced with whatever is attached to it, so put this callback
+    before any ``EditCallback`` to trace the model as it is. The validation that checks a training run before it begins
+    is left out.
 
     Args:
         facts: what to trace.

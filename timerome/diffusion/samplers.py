@@ -217,7 +217,7 @@ class DenoisingLoop:
             found[:, [eos_id, *config.end_ids]] = -torch.inf
         if config.sampled_confidence:
             found = keep_likely(found / heat if heat > 0 else found, config.top_p, config.top_k)
-        confidence = torch.full(where.shape, -torch.inf, device=logits.device)
+        confidence = torch.full(where.shape, -torch.inf, dtype=logits.dtype, device=logits.device)
         confidence[where] = confidences(found, token, config.remasking)
         return tokens, confidence
 

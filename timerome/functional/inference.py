@@ -47,9 +47,8 @@ def two_stage_interval(
         raise ValueError(f"two_stage_interval: expected level in (0, 1), got {level}.")
     check_resamples("two_stage_interval", resamples)
     shares = np.ones_like(values) if totals is None else totals
-    given = [
-        (row[ok], total[ok]) for row, total in zip(values, shares, strict=True) if (ok := np.isfinite(row + total)).any()
-    ]
+    finite = np.isfinite(values + shares)
+    given = [(row[ok], share[ok]) for row, share, ok in zip(values, shares, finite, strict=True) if ok.any()]
     means = [row.mean() for row, _ in given]
     if len(given) < 2:
         return Interval(float(means[0]) if given else np.nan, np.nan, np.nan, len(given))

@@ -46,16 +46,16 @@ def test_processes_that_share_a_trace_give_what_one_gives(tmp_path):
     # What a process sends does not depend on what it receives first, so its messages can be collected in turn.
     first: dict[int, bytes] = {}
 
-    class Stop(Exception):
+    class KilledError(Exception):
         pass
 
     for rank in range(3):
 
         def stop(mine, rank=rank):
             first[rank] = mine
-            raise Stop
+            raise KilledError
 
-        with pytest.raises(Stop):
+        with pytest.raises(KilledError):
             tracer(backbone).trace(facts, checkpoint=tmp_path / "t.jsonl", shard=Shard(rank, 3, stop))
     second: dict[int, bytes] = {}
     for rank in range(3):
@@ -64,9 +64,9 @@ def test_processes_that_share_a_trace_give_what_one_gives(tmp_path):
             if mine == first[rank]:
                 return [first[r] for r in range(3)]
             second[rank] = mine
-            raise Stop
+            raise KilledError
 
-        with pytest.raises(Stop):
+        with pytest.raises(KilledError):
             tracer(backbone).trace(facts, checkpoint=tmp_path / "t.jsonl", shard=Shard(rank, 3, gather))
     for rank in range(3):
         parts = {**{first[r]: first for r in first}, **{second[r]: second for r in second}}

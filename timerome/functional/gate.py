@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ def cosine_similarity(rows: Tensor, keys: Tensor) -> Tensor:
     return unit_rows @ torch.nn.functional.normalize(keys.float(), dim=-1).T
 
 
-def conformal_threshold(scores: Tensor, epsilon: float) -> float:
+def conformal_threshold(scores: Tensor, epsilon: float, *, confidence: float | None = None) -> float:
     """Threshold that a fresh negative's score reaches with probability at most ``epsilon`` (split conformal).
 
     With n calibration scores exchangeable with the fresh one, the ⌈(1 − ε)(n + 1)⌉-th smallest of them is exceeded with
@@ -28,11 +29,14 @@ def conformal_threshold(scores: Tensor, epsilon: float) -> float:
     Args:
         scores: calibration scores of negatives, ``(n,)``.
         epsilon: promised rate, 0 < ε < 1. Below 1 / (n + 1) no n scores can promise it.
+        confidence: None promises the rate on average over calibration sets. 1 − δ promises it for a share 1 − δ of
+            them: as many scores may lie above the threshold as a binomial of n and ε is at most with probability δ.
 
     Raises:
         ValueError: no scores, some are not finite, ε is outside (0, 1) or too small for n.
 
-    Source: Vovk, Gammerman, Shafer 2005; Papadopoulos et al. 2002 (inductive conformal prediction).
+    Source: Vovk, Gammerman, Shafer 2005; Papadopoulos et al. 2002 (inductive conformal prediction); Vovk 2012 for the
+    promise given the calibration set.
 
     Example:
         >>> conformal_threshold(torch.arange(99.0), epsilon=0.01)
@@ -43,10 +47,66 @@ def conformal_threshold(scores: Tensor, epsilon: float) -> float:
         raise ValueError(f"conformal_threshold: expected finite calibration scores, got {n} of them, not all finite.")
     if not 0 < epsilon < 1:
         raise ValueError(f"conformal_threshold: expected 0 < epsilon < 1, got {epsilon}.")
-    rank = math.ceil((1 - epsilon) * (n + 1) - 1e-9)
+    if confidence is not None and not 0 < confidence < 1:
+        raise ValueError(f"conformal_threshold: expected 0 < confidence < 1 or None, got {confidence}.")
+    if confidence is None:
+        rank, least = math.ceil((1 - epsilon) * (n + 1) - 1e-9), 1 / (n + 1)
+    else:
+        rank, least = n - _most_above(n, epsilon, 1 - confidence), 1 - (1 - confidence) ** (1 / n)
     if rank > n:
         raise ValueError(
-            f"conformal_threshold: {n} negatives can promise a false-trigger rate of at least {1 / (n + 1):.2g}, not "
+            f"conformal_threshold: {n} negatives can promise a false-trigger rate of at least {least:.2g}, not "
             f"{epsilon:g}; calibrate on more, or ask for less."
         )
     return float(scores.flatten().kthvalue(rank).values)
+
+
+def _most_above(n: int, epsilon: float, delta: float) -> int:
+    """The largest k with P(Binomial(n, ε) <= k) <= δ; -1 if there is none."""
+    k, total = -1, 0.0
+    while True:
+        log_term = math.lgamma(n + 1) - math.lgamma(k + 2) - math.lgamma(n - k)
+        total += math.exp(log_term + (k + 1) * math.log(epsilon) + (n - k - 1) * math.log1p(-epsilon))
+        if total > delta or k + 1 >= n:
+            return k
+        k += 1
+
+
+def token_overlap(
+    texts: Sequence[Tensor], names: Sequence[Sequence[Sequence[int]]], embed: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """How much of each name each text holds, by its tokens: 1 where all of them are there, less where only similar ones.
+
+    Each token of a name looks for the most similar token of the text (late interaction); the cosines of their
+    embeddings are averaged over the name, and the best of its spellings counts.
+
+    Args:
+        texts: token ids, ``(L_i,)`` int64 each.
+        names: for each name its spellings, token ids each.
+        embed: embeddings of ids, ``(n,)`` -> ``(n, e)``.
+
+    Returns:
+        ``(texts, names)`` float32; a text without tokens holds nothing.
+
+    Source: the MaxSim of ColBERT (Khattab, Zaharia 2020), on token embeddings.
+
+    Example:
+        >>> table = torch.eye(4)
+        >>> token_overlap([torch.tensor([0, 1, 2])], [[[1, 2]], [[2, 3]]], lambda ids: table[ids])
+        tensor([[1.0000, 0.5000]])
+    """
+    parts = [torch.tensor(list(spelling)) for spelled in names for spelling in spelled]
+    owner = torch.tensor([i for i, spelled in enumerate(names) for _ in spelled])
+    if not texts or not parts:
+        return torch.zeros(len(texts), len(names))
+    known, places = torch.cat(list(texts)).unique(return_inverse=True)
+    table = cosine_similarity(embed(torch.cat(parts)), embed(known)) if len(known) else torch.zeros(len(parts), 0)
+    best = torch.zeros(len(texts), len(table))
+    for row, where in zip(best, places.split([len(text) for text in texts]), strict=True):
+        if len(where):
+            row[:] = table[:, where.unique()].amax(1)
+    sizes = torch.tensor([len(part) for part in parts])
+    spelling = torch.arange(len(parts)).repeat_interleave(sizes).expand_as(best)
+    means = torch.zeros(len(texts), len(parts)).scatter_add(1, spelling, best) / sizes
+    held = torch.full((len(texts), len(names)), -1.0)
+    return held.scatter_reduce(1, owner.expand_as(means), means, "amax")

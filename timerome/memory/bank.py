@@ -15,6 +15,7 @@ from ..coordinates import Role, Site
 from ..diffusion.states import Encoded, by_length, encode, fill, random_reveal, role_positions, with_answer
 from ..facts import Fact
 from ..hooks import capture
+from .variants import Variant, variants_of
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,10 @@ class BankConfig:
         reveal: shares of the answer that are unmasked; 0 is the fully masked state.
         prompt_dropout: shares of the prompt's tokens, outside the subject, that are masked; each gives further states,
             so that the edit does not hang on one wording.
+        variants: ways in which the fact may also be asked, see :func:`timerome.memory.variants.variants_of`; each gives
+            states of its own, and an address.
+        trajectory: whether, beside random ones, those parts of the answer are revealed that the model itself would
+            unmask first.
         seed: of what is revealed and dropped; a fact's states depend on this, on its id and on nothing else.
 
     Raises:
@@ -39,6 +44,8 @@ class BankConfig:
     canvases: tuple[int | None, ...] = (None, 64)
     reveal: tuple[float, ...] = (0.0, 0.3, 0.6, 0.9)
     prompt_dropout: tuple[float, ...] = (0.0,)
+    variants: tuple[Variant, ...] = ()
+    trajectory: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -112,6 +119,13 @@ def generator_for(fact: Fact, seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % (1 << 63))
 
 
+def asked_in(fact: Fact, config: BankConfig, **where: str) -> list[dict[str, str]]:
+    """Return the ways in which the bank asks a fact, as ``encode`` takes them: as it is, and in the variants."""
+    if where or not config.variants:
+        return [where]
+    return [{}, *variants_of(fact, config.variants, config.seed)]
+
+
 def states_of(backbone: Backbone, fact: Fact, config: BankConfig, **where: str) -> list[State]:
     """Return the states of a fact in which its edit must hold.
 
@@ -122,16 +136,44 @@ def states_of(backbone: Backbone, fact: Fact, config: BankConfig, **where: str) 
     generator = generator_for(fact, config.seed)
     states: list[State] = []
     for canvas in usable_canvases(backbone, fact, config):
-        present, wanted = wanted_sequences(backbone, fact, canvas, **where)
-        size = int(wanted.canvas.sum())
-        revealed = [wanted] if fact.new_object is None else [wanted, present]
-        for share in config.reveal:
-            for shown in revealed if share else revealed[:1]:
-                masked = random_reveal(wanted.canvas, max(1, size - round(share * size)), generator)
-                ids = torch.where(masked, backbone.mask_id, shown.ids)
-                for dropout in config.prompt_dropout:
-                    seen = drop_prompt(wanted, ids, dropout, backbone.mask_id, generator) if dropout else ids
-                    states.append(State(wanted, seen))
+        for asked in asked_in(fact, config, **where):
+            present, wanted = wanted_sequences(backbone, fact, canvas, **asked)
+            size = int(wanted.canvas.sum())
+            revealed = [wanted] if fact.new_object is None else [wanted, present]
+            for share in config.reveal:
+                hidden = max(1, size - round(share * size))
+                for shown in revealed if share else revealed[:1]:
+                    masked = random_reveal(wanted.canvas, hidden, generator)
+                    ids = torch.where(masked, backbone.mask_id, shown.ids)
+                    for dropout in config.prompt_dropout:
+                        seen = drop_prompt(wanted, ids, dropout, backbone.mask_id, generator) if dropout else ids
+                        states.append(State(wanted, seen))
+            if config.trajectory:
+                states += trajectory_states(backbone, wanted, sorted(config.reveal))
+    return states
+
+
+@torch.inference_mode()
+def trajectory_states(backbone: Backbone, wanted: Encoded, reveal: Sequence[float]) -> list[State]:
+    """Return states that reveal what the model itself would unmask first, with the wanted tokens there.
+
+    Args:
+        backbone: the model.
+        wanted: the sequence.
+        reveal: shares of the answer that are unmasked, ascending; each state starts from the one before.
+    """
+    ids, size, states = wanted.masked(backbone.mask_id), int(wanted.canvas.sum()), []
+    for share in reveal:
+        masked = wanted.canvas & (ids == backbone.mask_id)
+        surplus = int(masked.sum()) - max(1, size - round(share * size))
+        if surplus <= 0:
+            continue
+        batch = ids[None].to(backbone.device)
+        logits = backbone.logits(batch, wanted.canvas[None].to(backbone.device))[0].cpu()
+        confidence = logits.softmax(-1).amax(-1).masked_fill(~masked, -1.0)
+        ids = ids.clone()
+        ids[confidence.topk(surplus).indices] = wanted.ids[confidence.topk(surplus).indices]
+        states.append(State(wanted, ids))
     return states
 
 
@@ -140,12 +182,29 @@ def masked_states(backbone: Backbone, fact: Fact, config: BankConfig, **where: s
     generator = generator_for(fact, config.seed + 1)
     states = []
     for canvas in usable_canvases(backbone, fact, config):
-        _, wanted = wanted_sequences(backbone, fact, canvas, **where)
-        ids = wanted.masked(backbone.mask_id)
-        for dropout in config.prompt_dropout:
-            seen = drop_prompt(wanted, ids, dropout, backbone.mask_id, generator) if dropout else ids
-            states.append(State(wanted, seen))
+        for asked in asked_in(fact, config, **where):
+            _, wanted = wanted_sequences(backbone, fact, canvas, **asked)
+            ids = wanted.masked(backbone.mask_id)
+            for dropout in config.prompt_dropout:
+                seen = drop_prompt(wanted, ids, dropout, backbone.mask_id, generator) if dropout else ids
+                states.append(State(wanted, seen))
     return states
+
+
+def places_of(backbone: Backbone, fact: Fact, states: Sequence[State]) -> tuple[Tensor, int]:
+    """Return which place of the answer each key of role ``object`` predicts, int64 ``(n,)``, and their number.
+
+    Places are counted from the start of the canvas; all those after the wanted answer and the present one, which hold
+    end-of-text either way, are one.
+    """
+    answers = [fact.object] if fact.new_object is None else [fact.object, fact.new_object]
+    length = max(len(backbone.encode(" " + answer)) for answer in answers)
+    places = []
+    for state in states:
+        masked = state.sequence.canvas & (state.ids == backbone.mask_id)
+        found = (state.sequence.canvas.cumsum(0) - 1)[masked].clamp_max(length)
+        places.append(found[len(found) - int(positions_of(backbone, state, "object").sum()) :])
+    return torch.cat(places), length + 1
 
 
 def positions_of(backbone: Backbone, state: State, role: Role) -> Tensor:

@@ -72,6 +72,14 @@ class Rows:
         """Where an edit of this role acts: where masked answer tokens are predicted, or the prompt, ``(B, L)``."""
         return self._masked if role == "object" else ~self.canvas
 
+    def places(self, shift: int) -> Tensor:
+        """Which place of the answer each position predicts, counted from the start of the canvas, int64 ``(B, L)``.
+
+        On a model whose logits are shifted, position i predicts what stands at i + ``shift``.
+        """
+        places = self.canvas.cumsum(1) - 1
+        return torch.cat([places[:, shift:], places[:, -1:].expand(-1, shift)], dim=1) if shift else places
+
 
 @dataclass(frozen=True)
 class _Batch:

@@ -13,7 +13,7 @@ from ..coordinates import Coordinate
 from ..diffusion.states import encode, without_prompt
 from ..facts import Fact
 from ..functional.corruption import noise_std
-from ..functional.lens import lens_targets
+from ..functional.lens import lens_targets, shared_lens_target
 from ..hooks import Hooks
 from .bank import State, activations, generator_for, positions_of
 
@@ -116,15 +116,47 @@ def make_lens_targets(
         )
     norm, unembedding = backbone.final_norm, backbone.head.get_parameter("weight")
     targets = []
-    for state, key in zip(states, keys, strict=True):
-        masked = state.sequence.canvas & (state.ids == backbone.mask_id)
-        wanted = state.sequence.ids[masked].to(backbone.device)
-        if len(wanted) != len(key):  # a shifted model's first canvas token may share its position with none
-            wanted = wanted[-len(key) :]
+    for wanted, key in zip(wanted_tokens(backbone, states, keys), keys, strict=True):
+        wanted = wanted.to(backbone.device)
         with torch.inference_mode():
             delta = lens_targets(key.to(backbone.device), wanted, backbone.unembed, norm, unembedding, margin=margin)
         targets.append(delta.cpu())
     return targets
+
+
+def lens_offsets(
+    backbone: Backbone, states: Sequence[State], keys: Targets, places: Tensor, count: int, *, margin: float
+) -> Tensor:
+    """One change a place of the answer that gives the wanted token its margin in every state, ``(count, d)``.
+
+    Args:
+        backbone: the model.
+        states: the bank's states.
+        keys: their activations, ``(n_i, d)`` each.
+        places: which place each key belongs to, ``(n,)``.
+        count: number of places; one without a key gets no change.
+        margin: wanted lead, in logits.
+    """
+    hidden, wanted = torch.cat(list(keys)), torch.cat(wanted_tokens(backbone, states, keys))
+    norm, unembedding = backbone.final_norm, backbone.head.get_parameter("weight")
+    offsets = torch.zeros(count, hidden.shape[1])
+    with torch.inference_mode():
+        for place in places.unique().tolist():
+            mine = places == place
+            at = hidden[mine].to(backbone.device)
+            token = int(wanted[mine][0])
+            offsets[place] = shared_lens_target(at, token, backbone.unembed, norm, unembedding, margin=margin).cpu()
+    return offsets
+
+
+def wanted_tokens(backbone: Backbone, states: Sequence[State], keys: Sequence[Tensor]) -> Targets:
+    """Return the token wanted at each key of role ``object``, int64 ``(n_i,)`` a state."""
+    found = []
+    for state, key in zip(states, keys, strict=True):
+        wanted = state.sequence.ids[state.sequence.canvas & (state.ids == backbone.mask_id)]
+        # A shifted model's first canvas token may share its position with none.
+        found.append(wanted[len(wanted) - len(key) :])
+    return found
 
 
 ESTIMATORS: dict[str, Callable[..., Targets]] = {

@@ -7,10 +7,13 @@ are split by author, so that no set knows another's authors.
 
 from __future__ import annotations
 
+import json
+import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 
-from .facts import FactSet
+from .facts import Fact, FactSet
 
 _FILES = {
     "forget01": ("tofu", "tofu/forget01_perturbed.json"),
@@ -138,4 +141,113 @@ def scaling_split(n: int) -> ScalingSplit:
         calibrate=validation + negatives[more:],
         held_out=retain[18 * AUTHOR :],
         held_out_relations=demo.held_out_relations,
+    )
+
+
+@dataclass(frozen=True)
+class EditingSplit:
+    """Facts by use where answers are replaced: relation facts and TOFU's; see the module's text.
+
+    Every edited fact has a new object: for a relation fact, the object of another fact of its relation; for a TOFU
+    record, one of its false answers.
+
+    Attributes:
+        relations: edited and reported on; their paraphrases are never shown to the editor.
+        tofu: the same, forget01.
+        validation_relations: edited while hyperparameters are chosen.
+        validation_tofu: the same.
+        protect: whose activations may be protected.
+        calibrate: negatives that gates are calibrated on.
+        related: those of them that the model knows several of an author of.
+        held_out: locality as reported, other authors of TOFU; some are edited where other questions about an edited
+            subject are what is reported on.
+        held_out_relations: locality as reported, relation facts.
+        held_out_unknown: locality as reported, questions on authors the model does not know.
+    """
+
+    relations: FactSet
+    tofu: FactSet
+    validation_relations: FactSet
+    validation_tofu: FactSet
+    protect: FactSet
+    calibrate: FactSet
+    related: FactSet
+    held_out: FactSet
+    held_out_relations: FactSet
+    held_out_unknown: FactSet
+
+
+def editing_split() -> EditingSplit:
+    """Return the split that the numbers on replaced answers are made with.
+
+    Example:
+        >>> editing_split().relations[0].new_object is not None
+        True
+    """
+    retain, relations, unknown = bundled_facts("retain"), bundled_facts("relations"), bundled_facts("unknown")
+    return EditingSplit(
+        relations=other_objects(relations[::4], relations),
+        tofu=false_answers("forget01"),
+        validation_relations=other_objects(relations[1::4], relations),
+        validation_tofu=false_answers("retain")[11 * AUTHOR : 13 * AUTHOR],
+        protect=retain[: 4 * AUTHOR],
+        calibrate=retain[4 * AUTHOR : 11 * AUTHOR] + relations[2::4] + unknown[:100],
+        related=retain[4 * AUTHOR : 11 * AUTHOR],
+        held_out=retain[15 * AUTHOR :],
+        held_out_relations=relations[3::4],
+        held_out_unknown=unknown[200:300],
+    )
+
+
+def other_objects(facts: Iterable[Fact], pool: Iterable[Fact]) -> FactSet:
+    """Give each fact the object of another fact of its relation, drawn by its id."""
+    objects: dict[str | None, set[str]] = {}
+    for fact in pool:
+        objects.setdefault(fact.relation, set()).add(fact.object)
+    return FactSet(
+        fact.with_new_object(random.Random(fact.id).choice(sorted(objects[fact.relation] - {fact.object})))
+        for fact in facts
+    )
+
+
+def false_answers(name: str) -> FactSet:
+    """Give each fact of a bundled TOFU set the first false answer of its record."""
+    kind, path = _FILES[name]
+    records = json.loads((files("timerome") / "assets" / path).read_text(encoding="utf-8"))
+    return FactSet(
+        fact.with_new_object(record["perturbed_answer"][0])
+        for fact, record in zip(bundled_facts(name), records, strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class ShareSplit:
+    """The largest share of TOFU that the testbed knows and that can be forgotten with enough left to measure on.
+
+    Attributes:
+        forget: 200 records of ten authors, as many as forget05 has.
+        calibrate: negatives that gates are calibrated on.
+        held_out: locality as reported.
+        held_out_relations: locality as reported, relation facts.
+    """
+
+    forget: FactSet
+    calibrate: FactSet
+    held_out: FactSet
+    held_out_relations: FactSet
+
+
+def share_split() -> ShareSplit:
+    """Return the split on which a share of forget05's size is forgotten.
+
+    Example:
+        >>> len(share_split().forget)
+        200
+    """
+    retain, relations, unknown = bundled_facts("retain"), bundled_facts("relations"), bundled_facts("unknown")
+    return ShareSplit(
+        forget=retain[: 10 * AUTHOR],
+        calibrate=retain[10 * AUTHOR : 15 * AUTHOR] + relations[::2] + unknown[:100],
+        held_out=retain[15 * AUTHOR :],
+        held_out_relations=relations[1::2],
     )

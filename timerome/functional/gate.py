@@ -75,7 +75,7 @@ def _most_above(n: int, epsilon: float, delta: float) -> int:
 def token_overlap(
     texts: Sequence[Tensor], names: Sequence[Sequence[Sequence[int]]], embed: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """How much of each name each text holds, by its tokens: 1 where all of them are there, less where only similar ones.
+    """How much of each name each text holds, by its tokens: 1 where all are there, less where only similar ones are.
 
     Each token of a name looks for the most similar token of the text (late interaction); the cosines of their
     embeddings are averaged over the name, and the best of its spellings counts.

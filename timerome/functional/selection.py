@@ -54,8 +54,8 @@ def pivoted_cholesky(gram: Tensor, rank: int, *, tolerance: float = 1e-6) -> Ten
 def condense(keys: Tensor, targets: Tensor, rank: int, *, tolerance: float = 1e-10) -> tuple[Tensor, Tensor]:
     """Replace many keys and targets by at most ``rank`` combinations of them that a ridge regression sees alike.
 
-    With K = U S Vᵀ, the rows √(r/n) Uᵣᵀ [K, D] have r/n times the Gram matrix KᵀK and cross products KᵀD that the n rows
-    had, but for what lies outside the first r principal directions. At full rank the ridge solution with a penalty
+    With K = U S Vᵀ, the rows √(r/n) Uᵣᵀ [K, D] have r/n times the Gram matrix KᵀK and cross products KᵀD that the n
+    rows had, but for what lies outside the first r principal directions. At full rank the ridge solution with a penalty
     relative to the mean squared row norm is the same; nothing is thrown away as it is where keys are chosen.
 
     Args:

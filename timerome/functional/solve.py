@@ -107,7 +107,7 @@ def place_offsets(targets: Tensor, places: Tensor, count: int) -> tuple[Tensor, 
         count: number of places.
 
     Returns:
-        The mean target of each place, ``(count, d)`` float32, zero for places without one; and D less those, ``(n, d)``.
+        The mean target of each place, ``(count, d)`` float32, zero for places without one; D less those, ``(n, d)``.
 
     Raises:
         ValueError: shapes disagree, or a place is out of range.

@@ -48,6 +48,8 @@ class Rows:
         canvas: the answer positions, masked or not, boolean ``(B, L)``.
         step: the denoising step, counted from 0 for each new batch.
         problem: why the sequences are not known; empty where they are.
+        places: which place of the answer each position predicts, counted from the start of the whole sequence's canvas,
+            int64 ``(B, L)``.
     """
 
     ids: Tensor
@@ -56,6 +58,7 @@ class Rows:
     problem: str
     _asked: tuple[Asked, ...]
     _masked: Tensor
+    places: Tensor
 
     @property
     def asked(self) -> tuple[Asked, ...]:
@@ -71,14 +74,6 @@ class Rows:
     def positions(self, role: Role) -> Tensor:
         """Where an edit of this role acts: where masked answer tokens are predicted, or the prompt, ``(B, L)``."""
         return self._masked if role == "object" else ~self.canvas
-
-    def places(self, shift: int) -> Tensor:
-        """Which place of the answer each position predicts, counted from the start of the canvas, int64 ``(B, L)``.
-
-        On a model whose logits are shifted, position i predicts what stands at i + ``shift``.
-        """
-        places = self.canvas.cumsum(1) - 1
-        return torch.cat([places[:, shift:], places[:, -1:].expand(-1, shift)], dim=1) if shift else places
 
 
 @dataclass(frozen=True)
@@ -135,18 +130,21 @@ class RowTracker:
         if problem:
             self._step, self._last = 0, None
             nowhere = torch.zeros_like(ids, dtype=torch.bool)
-            return Rows(ids, nowhere, 0, problem, (), nowhere)
+            return Rows(ids, nowhere, 0, problem, (), nowhere, nowhere.long())
         batch, going_on = self._follow(self._whole(ids, columns), sliced=columns is not None)
         if columns is not None and not going_on:
             self._step, self._last = 0, None
             nowhere = torch.zeros_like(ids, dtype=torch.bool)
-            return Rows(ids, nowhere, 0, _NOT_THE_SAME, (), nowhere)
+            return Rows(ids, nowhere, 0, _NOT_THE_SAME, (), nowhere, nowhere.long())
         self._step = self._step + 1 if going_on else 0
         self._last = batch
         canvas = batch.generated & ~batch.silent[:, None]
+        # On a model whose logits are shifted, position i predicts what stands at i + shift.
+        places = (canvas.cumsum(1) - 1).roll(-self.backbone.shift, 1)
         if columns is not None:
-            canvas = canvas[:, columns]
-        return Rows(ids, canvas, self._step, "", batch.asked, self.backbone.reads_from(canvas & (ids == mask_id)))
+            canvas, places = canvas[:, columns], places[:, columns]
+        masked = self.backbone.reads_from(canvas & (ids == mask_id))
+        return Rows(ids, canvas, self._step, "", batch.asked, masked, places)
 
     def _why_unknown(self, ids: Tensor, columns: Tensor) -> str:
         """Why a slice cannot be placed, or an empty string."""

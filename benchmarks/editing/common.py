@@ -1,0 +1,146 @@
+"""What the measuring scripts of edits share: the settings measured, decoding with who got which edit, and records."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import timerome as tr
+from timerome._files import write_text
+from timerome.splits import EditingSplit
+
+RESULTS = Path(__file__).parent / "results"
+SHORT, LONG = 8, 96  # canvases: of relation facts, and of TOFU answers
+# Chosen on validation facts (choose.py).
+SETTINGS: dict[str, Any] = {"estimator": "lens", "alpha": 1.5, "ridge": 1.0, "sparsity": 0.0, "margin": 12.0, "rank": 8}
+GATE: dict[str, Any] = {"epsilon": 0.01, "same_subject": 0.02}
+REVEAL = (0.0, 0.3, 0.6, 0.9)
+DROPOUT = (0.0, 0.2, 0.4)
+
+
+def bank(canvas: int, **more: Any) -> tr.BankConfig:
+    """The state bank of facts answered on a canvas."""
+    return tr.BankConfig(**{
+        "canvases": (None, canvas), "reveal": REVEAL, "prompt_dropout": DROPOUT, "trajectory": True, **more,
+    })  # fmt: skip
+
+
+def build(
+    backbone: tr.Backbone, facts: Sequence[tr.Fact], split: EditingSplit, canvas: int, **more: Any
+) -> tuple[tr.EditMemory, float]:
+    """Build a memory with the measured settings, some of them changed; return it and the seconds it took."""
+    gate = tr.Gate(split.calibrate, **{**GATE, "related": split.related, **more.pop("gate", {})})
+    begin = time.perf_counter()
+    settings = {**SETTINGS, "bank": bank(canvas), **more}
+    memory = tr.EditMemory.build(backbone, facts, gate=gate, **settings)
+    return memory, time.perf_counter() - begin
+
+
+def decode(
+    backbone: tr.Backbone, prompts: Sequence[str], canvas: int, steps: int, memory: tr.EditMemory | None = None
+) -> list[str]:
+    """Decode prompts greedily by low-confidence unmasking."""
+    config = tr.SamplerConfig(steps=steps)
+    if memory is None:
+        return tr.generate(backbone, prompts, canvas=canvas, config=config)
+    with memory.attached(backbone):
+        return tr.generate(backbone, prompts, canvas=canvas, config=config)
+
+
+def owners(backbone: tr.Backbone, memory: tr.EditMemory, prompts: Sequence[str], canvas: int) -> list[int]:
+    """Return which fact each prompt is given on a canvas, -1 for none."""
+    from timerome.memory.address import addresses
+
+    book = memory.book
+    assert book is not None
+    tokens = [torch.tensor(backbone.encode(prompt)) for prompt in prompts]
+    ids = [torch.cat([t, torch.full((canvas,), backbone.mask_id)]) for t in tokens]
+    places = [torch.arange(len(i)) >= len(t) for i, t in zip(ids, tokens, strict=True)]
+    found: list[int] = []
+    for start in range(0, len(ids), 512):
+        part = slice(start, start + 512)
+        reading = addresses(backbone, ids[part], places[part], book.site, book.span)
+        found += book.lookup(backbone, reading).tolist()
+    return found
+
+
+def exact(text: str, wanted: str) -> bool:
+    """Whether a decoded text is the wanted one, white space and letter case aside."""
+    return " ".join(text.split()).casefold() == " ".join(wanted.split()).casefold()
+
+
+def unchanged(
+    backbone: tr.Backbone, memory: tr.EditMemory, prompts: Sequence[str], canvas: int, steps: int
+) -> dict[str, Any]:
+    """Share of prompts whose decoded text is the same with the memory as without.
+
+    Only prompts that are given an edit are decoded: the forwards of all others are left alone bit for bit, which
+    tests/memory/test_attachment.py holds the library to.
+    """
+    given = owners(backbone, memory, prompts, canvas)
+    edited = [prompt for prompt, owner in zip(prompts, given, strict=True) if owner >= 0]
+    changed = 0
+    if edited:
+        before = decode(backbone, edited, canvas, steps)
+        after = decode(backbone, edited, canvas, steps, memory)
+        changed = sum(a != b for a, b in zip(before, after, strict=True))
+    return {"agreement": 1 - changed / len(prompts), "fired": len(edited), **rate(changed, len(prompts), "changed")}
+
+
+def rate(count: int, n: int, name: str = "count") -> dict[str, Any]:
+    """A share with its exact 95 % binomial interval (Clopper, Pearson 1934)."""
+    from scipy.stats import beta
+
+    low = float(beta.ppf(0.025, count, n - count + 1)) if count else 0.0
+    high = float(beta.ppf(0.975, count + 1, n - count)) if count < n else 1.0
+    return {name: count, "n": n, "share": count / n if n else math.nan, "interval": [low, high]}
+
+
+def run(
+    name: str, measure: Callable[[argparse.Namespace, Callable[[dict[str, Any]], None]], None], **options: Any
+) -> None:
+    """Run a measurement from the command line; ``measure`` reports its results as they come.
+
+    Args:
+        name: of the results file.
+        measure: is given the arguments and a function that adds results to the file.
+        options: further command-line options, with their defaults.
+    """
+    parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
+    parser.add_argument("--out", type=Path, default=RESULTS / f"{name}.json")
+    parser.add_argument("--model", default="testbed")
+    for option, default in options.items():
+        kind = type(default) if default is not None else str
+        parser.add_argument(f"--{option.replace('_', '-')}", type=kind, default=default)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    begin = time.perf_counter()
+    results: dict[str, Any] = {
+        "command": " ".join(["python", f"benchmarks/editing/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {p: version(p) for p in ("timerome", "torch", "transformers")}
+        | {"python": platform.python_version()},
+        "device": f"{platform.machine()} CPU",
+        "threads": 1,
+        "seed": 0,
+    }
+
+    def report(found: dict[str, Any]) -> None:
+        results.update(found)
+        results["seconds"] = round(time.perf_counter() - begin, 1)
+        write_text(arguments.out, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+        print(json.dumps(found, ensure_ascii=False), flush=True)
+
+    report({"model": tr.load(arguments.model).fingerprint()})
+    measure(arguments, report)

@@ -23,8 +23,8 @@ from timerome.splits import EditingSplit
 RESULTS = Path(__file__).parent / "results"
 SHORT, LONG = 8, 96  # canvases: of relation facts, and of TOFU answers
 # Chosen on validation facts (choose.py).
-SETTINGS: dict[str, Any] = {"estimator": "lens", "alpha": 1.5, "ridge": 1.0, "sparsity": 0.0, "margin": 12.0, "rank": 8}
-GATE: dict[str, Any] = {"epsilon": 0.01, "same_subject": 0.02}
+SETTINGS: dict[str, Any] = {"estimator": "lens", "alpha": 1.5, "sparsity": 0.0, "margin": 12.0}
+GATE: dict[str, Any] = {"epsilon": 0.01}
 REVEAL = (0.0, 0.3, 0.6, 0.9)
 DROPOUT = (0.0, 0.2, 0.4)
 
@@ -71,7 +71,7 @@ def owners(backbone: tr.Backbone, memory: tr.EditMemory, prompts: Sequence[str],
     for start in range(0, len(ids), 512):
         part = slice(start, start + 512)
         reading = addresses(backbone, ids[part], places[part], book.site, book.span)
-        found += book.lookup(backbone, reading).tolist()
+        found += book.lookup(reading).tolist()
     return found
 
 

@@ -67,7 +67,6 @@ def measure(arguments: argparse.Namespace, report: Callable[[dict[str, Any]], No
             "seconds_build": seconds,
             "bytes_a_fact": memory.nbytes / len(facts),
             "threshold": memory.book.threshold if memory.book else None,
-            "floor": memory.book.floor if memory.book else None,
             "held_out": {},
         }
         for other, negatives in held.items():

@@ -12,9 +12,10 @@ from timerome.functional.selection import pivoted_cholesky
 def test_chosen_rows_are_distinct_and_span_as_much_as_they_can(seed, n, d):
     keys = torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     chosen = pivoted_cholesky(keys @ keys.T, n)
-    assert len(set(chosen.tolist())) == len(chosen) == min(n, d)
+    assert len(set(chosen.tolist())) == len(chosen) <= min(n, d)
     basis = torch.linalg.qr(keys[chosen].T).Q
-    assert torch.allclose(keys @ basis @ basis.T, keys, atol=1e-6)
+    left = (keys - keys @ basis @ basis.T).square().sum(1)
+    assert left.max() <= 1e-6 * keys.square().sum(1).max() * (1 + 1e-6)  # rows may be all but dependent
 
 
 def test_each_pivot_is_the_row_that_is_explained_worst():

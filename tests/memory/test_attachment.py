@@ -195,7 +195,7 @@ def test_address_is_found_once_a_sequence(
     backbone: tr.Backbone, gated: tr.EditMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, lookup = [], type(gated.book).lookup
-    monkeypatch.setattr(type(gated.book), "lookup", lambda book, a: asked.append(len(a)) or lookup(book, a))
+    monkeypatch.setattr(type(gated.book), "lookup", lambda book, a: asked.append(len(a.vectors)) or lookup(book, a))
     rows = masked_rows(backbone, 4)
     with gated.attached(backbone):
         foreign_loop(backbone, rows)

@@ -235,10 +235,10 @@ Loop = Callable[[Any, Tensor, int, int], Tensor]
 
 
 @pytest.mark.parametrize(
-    ("loop", "steps"), [(suffix_cached, range(4)), (dual_cached, range(4)), (block_by_block, range(4, 7))]
+    ("loop", "steps"), [(suffix_cached, range(4)), (dual_cached, range(4)), (block_by_block, range(1, 7))]
 )
 def test_cached_loops_are_edited(loop: Loop, steps: range) -> None:
-    """At every step; where the prompt is cached alone, from the block on with which the canvas has been calibrated."""
+    """At every step; where the prompt is cached alone, from the first forward on that has a canvas."""
     backbone = cached_llada()
     memory = gated_memory(backbone, bank=tr.BankConfig(canvases=(None, 4), reveal=(0.0,)))
     prompts = torch.tensor([backbone.encode(f.prompt) for f in (tiny_facts(1)[0], *tiny_facts(8)[4:])])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -72,41 +72,23 @@ def _most_above(n: int, epsilon: float, delta: float) -> int:
         k += 1
 
 
-def token_overlap(
-    texts: Sequence[Tensor], names: Sequence[Sequence[Sequence[int]]], embed: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """How much of each name each text holds, by its tokens: 1 where all are there, less where only similar ones are.
-
-    Each token of a name looks for the most similar token of the text (late interaction); the cosines of their
-    embeddings are averaged over the name, and the best of its spellings counts.
+def name_overlap(texts: Sequence[Tensor], names: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+    """Share of each name's tokens that each text holds; the best of a name's spellings counts.
 
     Args:
         texts: token ids, ``(L_i,)`` int64 each.
         names: for each name its spellings, token ids each.
-        embed: embeddings of ids, ``(n,)`` -> ``(n, e)``.
 
     Returns:
-        ``(texts, names)`` float32; a text without tokens holds nothing.
-
-    Source: the MaxSim of ColBERT (Khattab, Zaharia 2020), on token embeddings.
+        ``(texts, names)`` float32, 0 to 1.
 
     Example:
-        >>> table = torch.eye(4)
-        >>> token_overlap([torch.tensor([0, 1, 2])], [[[1, 2]], [[2, 3]]], lambda ids: table[ids])
+        >>> name_overlap([torch.tensor([0, 1, 2])], [[[1, 2]], [[2, 3], [4]]])
         tensor([[1.0000, 0.5000]])
     """
-    parts = [torch.tensor(list(spelling)) for spelled in names for spelling in spelled]
-    owner = torch.tensor([i for i, spelled in enumerate(names) for _ in spelled])
-    if not texts or not parts:
-        return torch.zeros(len(texts), len(names))
-    known, places = torch.cat(list(texts)).unique(return_inverse=True)
-    table = cosine_similarity(embed(torch.cat(parts)), embed(known)) if len(known) else torch.zeros(len(parts), 0)
-    best = torch.zeros(len(texts), len(table))
-    for row, where in zip(best, places.split([len(text) for text in texts]), strict=True):
-        if len(where):
-            row[:] = table[:, where.unique()].amax(1)
-    sizes = torch.tensor([len(part) for part in parts])
-    spelling = torch.arange(len(parts)).repeat_interleave(sizes).expand_as(best)
-    means = torch.zeros(len(texts), len(parts)).scatter_add(1, spelling, best) / sizes
-    held = torch.full((len(texts), len(names)), -1.0)
-    return held.scatter_reduce(1, owner.expand_as(means), means, "amax")
+    found = torch.zeros(len(texts), len(names))
+    for row, text in zip(found, texts, strict=True):
+        held = set(text.tolist())
+        for i, spelled in enumerate(names):
+            row[i] = max((sum(t in held for t in s) / len(s) for s in spelled if s), default=0.0)
+    return found

@@ -107,7 +107,9 @@ def shared_lens_target(
     """Find one δ of small norm such that, at every row h + δ, the token's logit leads every rival's by ``margin``.
 
     As :func:`lens_targets`, but one change for many activations: each round closes the ``active`` widest gaps over all
-    rows together.
+    rows together. A token that was never an answer in training lies so close to others like it that no such δ may
+    exist, and the rounds run away; then δ is the direction in which the token leads all others most
+    (:func:`separating_direction`), as long as the margin needs, or as helps.
 
     Args:
         hidden: h, activations before the final norm, ``(n, d)``.
@@ -135,19 +137,17 @@ def shared_lens_target(
             f"shared_lens_target: expected margin > 0 and rivals, rounds, active >= 1, got {margin}, {rivals}, "
             f"{rounds}, {active}."
         )
+    hidden = hidden.float()
     delta = torch.zeros(hidden.shape[1], device=hidden.device)
     wanted = norm_directions(norm, head_weight[token])
     for _ in range(rounds):
-        h = hidden.float() + delta
-        logits = unembed(h)
-        own = logits[:, token].clone()
-        logits[:, token] = -torch.inf
-        top, index = logits.topk(min(rivals, logits.shape[1] - 1), dim=1)
-        gap = margin - (own[:, None] - top)
+        h = hidden + delta
+        lead, index = _leads(unembed(h), token, rivals)
+        gap = margin - lead
         widest, where = gap.flatten().topk(min(active, gap.numel()))
         where = where[widest > 1e-3 * margin]
         if not len(where):
-            break
+            return delta
         spread = h - h.mean(-1, keepdim=True) if isinstance(norm, nn.LayerNorm) else h
         rms = spread.pow(2).mean(-1).clamp_min(torch.finfo(torch.float32).eps).sqrt()
         row = where // gap.shape[1]
@@ -157,4 +157,55 @@ def shared_lens_target(
         jitter = 1e-2 * gram.diagonal().mean()
         solved = torch.linalg.solve(gram + jitter * torch.eye(len(gram), device=gram.device), gap.flatten()[where])
         delta = delta + rows.T @ solved
-    return delta
+    lead = _leads(unembed(hidden + delta), token, 1)[0].min()
+    size = hidden.norm(dim=1).amax().clamp_min(1.0)
+    if lead >= 0.5 * margin and delta.norm() <= 16 * size:
+        return delta
+    apart = separating_direction(norm_directions(norm, head_weight.detach()), token)
+    best, most = delta, lead if delta.norm() <= 16 * size else torch.full_like(lead, -torch.inf)
+    for length in (1.0, 2.0, 4.0, 8.0, 16.0):
+        tried = length * size * apart
+        lead = _leads(unembed(hidden + tried), token, 1)[0].min()
+        if lead > most:
+            best, most = tried, lead
+        if lead >= margin:
+            break
+    return best
+
+
+def separating_direction(rows: Tensor, token: int, *, rounds: int = 2000) -> Tensor:
+    """Return the direction in which a token's row leads all others most, ``(d,)`` float32 of norm 1.
+
+    It is that of the point nearest the origin in the convex hull of the differences from the others.
+
+    Args:
+        rows: of the unembedding, the norm's gain included, ``(V, d)``.
+        token: whose row.
+        rounds: at most so many; each looks at the rival that is closest by then.
+
+    Source: Gilbert 1966, "An iterative procedure for computing the minimum of a quadratic form on a convex set".
+
+    Example:
+        >>> separating_direction(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, -9.0]]), 0).round(decimals=2)
+        tensor([1., 0.])
+    """
+    rows = rows.float()
+    rival = rows[token] - rows
+    rival[token] = rival.mean(0)  # any point of the hull will do in its place
+    point = rival.mean(0)
+    for _ in range(rounds):
+        closest = rival[(rival @ point).argmin()]
+        step = closest - point
+        share = float(-(point @ step) / (step @ step).clamp_min(torch.finfo(torch.float32).tiny))
+        if share < 1e-6:
+            break
+        point = point + min(share, 1.0) * step
+    return point / point.norm().clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def _leads(logits: Tensor, token: int, rivals: int) -> tuple[Tensor, Tensor]:
+    """Return by how much the token leads its best rivals in each row, and which they are, ``(n, rivals)``."""
+    own = logits[:, token].clone()
+    logits[:, token] = -torch.inf
+    top, index = logits.topk(min(rivals, logits.shape[1] - 1), dim=1)
+    return own[:, None] - top, index

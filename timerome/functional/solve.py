@@ -93,39 +93,3 @@ def solve(
         values=targets.float().contiguous(),
         scale=factor.scale,
     )
-
-
-def place_offsets(targets: Tensor, places: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Split targets into what a place on the canvas is always changed by, and the rest.
-
-    What the k-th token of an answer shall be does not depend on how it was asked for. The mean change at each place
-    says that part outright; only what is left of the targets has to be read off the activations.
-
-    Args:
-        targets: D, ``(n, d)``.
-        places: which place each target belongs to, int64 ``(n,)``, 0 to ``count`` - 1.
-        count: number of places.
-
-    Returns:
-        The mean target of each place, ``(count, d)`` float32, zero for places without one; D less those, ``(n, d)``.
-
-    Raises:
-        ValueError: shapes disagree, or a place is out of range.
-
-    Source: ours; the fixed effects of a panel regression.
-
-    Example:
-        >>> offsets, rest = place_offsets(torch.tensor([[1.0], [3.0], [5.0]]), torch.tensor([0, 0, 1]), 2)
-        >>> offsets.flatten().tolist(), rest.flatten().tolist()
-        ([2.0, 5.0], [-1.0, 1.0, 0.0])
-    """
-    if places.shape != targets.shape[:1]:
-        raise ValueError(
-            f"place_offsets: expected one place a target, got {tuple(places.shape)} and {tuple(targets.shape)}."
-        )
-    if len(places) and not 0 <= int(places.min()) <= int(places.max()) < count:
-        raise ValueError(f"place_offsets: expected places from 0 to {count - 1}, got {places.unique().tolist()}.")
-    total = torch.zeros(count, targets.shape[1], dtype=torch.float64).index_add_(0, places, targets.double())
-    number = torch.bincount(places, minlength=count).clamp_min(1)
-    offsets = (total / number[:, None]).float()
-    return offsets, targets - offsets[places]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..backbones import Backbone
 from ..coordinates import Site
-from ..diffusion.states import Encoded
+from ..diffusion.states import Encoded, by_length
 from ..facts import Fact, FactSet
-from ..functional.gate import conformal_threshold, cosine_similarity
-from .bank import BankConfig, activations, masked_states
+from ..functional.gate import conformal_threshold, cosine_similarity, name_overlap
+from ..hooks import capture
+from .bank import BankConfig, masked_states
 
 ROUNDING = 1e-5  # more than the float32 cosine similarities of one state differ by from batch to batch
 
@@ -31,12 +33,16 @@ class Gate:
         epsilon: promised rate of false triggers on prompts like the negatives; None takes the largest calibration score
             as the threshold, which promises 1 / (n + 1).
         layer: block at which sequences are addressed; None is two thirds of the depth.
-        span: how many answer positions, from the first, make the address. A long canvas is mostly end-of-text, which
-            says nothing about the fact: on the testbed half trained, 16 positions found the right fact for 96 % of
-            unseen wordings, the mean over the whole canvas for 88 %.
+        span: how many answer positions, from the first, make the address.
+        naming: weight of the prompt naming the subject against what is about to be said, 0 to 1. What is about to be
+            said does not tell two subjects with one answer apart.
+        related: facts of which several are about one subject, or of one group, and which the model knows: what is about
+            to be said must be more alike than it mostly is for two of them. None does without.
+        same_subject: promised rate of false triggers on other questions about an edited subject, a pair, as far as
+            ``related`` are like them.
 
     Raises:
-        ValueError: no negatives, neither gate asked for, or ``epsilon`` outside (0, 1).
+        ValueError: no negatives, neither gate asked for, or a number out of its range.
     """
 
     negatives: FactSet
@@ -45,6 +51,9 @@ class Gate:
     epsilon: float | None = None
     layer: int | None = None
     span: int = 16
+    naming: float = 0.5
+    related: FactSet | None = None
+    same_subject: float = 0.02
 
     def __post_init__(self) -> None:
         if self.span < 1:
@@ -53,8 +62,12 @@ class Gate:
             raise ValueError("Gate: expected at least one negative fact to calibrate on, got none.")
         if not (self.address or self.token):
             raise ValueError("Gate: neither address nor token gate asked for; pass gate=None for an ungated memory.")
-        if self.epsilon is not None and not 0 < self.epsilon < 1:
-            raise ValueError(f"Gate: expected 0 < epsilon < 1 or None, got {self.epsilon}.")
+        for name in ("epsilon", "same_subject"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1:
+                raise ValueError(f"Gate: expected 0 < {name} < 1, got {value}.")
+        if not 0 <= self.naming < 1:
+            raise ValueError(f"Gate: expected 0 <= naming < 1, got {self.naming}.")
 
     def resolved(self, backbone: Backbone) -> Gate:
         """The same gate with its layer chosen."""
@@ -78,8 +91,36 @@ def threshold_of(scores: Tensor, epsilon: float | None) -> float:
     return ROUNDING + (float(scores.max()) if epsilon is None else conformal_threshold(scores, epsilon))
 
 
-def addresses(backbone: Backbone, ids: Sequence[Tensor], canvases: Sequence[Tensor], site: Site, span: int) -> Tensor:
-    """Return the address of fully masked states: the site's output, averaged over the answer's first positions.
+Spellings = tuple[tuple[int, ...], ...]
+
+
+class Reading(NamedTuple):
+    """What sequences are addressed by, at their fully masked states.
+
+    Attributes:
+        vectors: what the model is about to say, ``(m, d)`` float32 on the CPU; zero, which matches nothing, where there
+            is no answer position.
+        prompts: the prompt's token ids of each, ``(L_i,)`` int64.
+    """
+
+    vectors: Tensor
+    prompts: tuple[Tensor, ...]
+
+
+@torch.inference_mode()
+def addresses(
+    backbone: Backbone,
+    ids: Sequence[Tensor],
+    canvases: Sequence[Tensor],
+    site: Site,
+    span: int,
+    *,
+    batch_size: int = 64,
+) -> Reading:
+    """Return the addresses of fully masked states: the site's output, averaged over the answer's first positions.
+
+    Each position counts as much as the model believes that it holds something else than end-of-text, which fills most
+    of a long canvas and says nothing about the fact. So an address hardly depends on the canvas's length.
 
     Args:
         backbone: the model, without a memory acting on it.
@@ -87,13 +128,29 @@ def addresses(backbone: Backbone, ids: Sequence[Tensor], canvases: Sequence[Tens
         canvases: their answer positions, boolean ``(L,)`` each.
         site: where to read.
         span: at most so many positions, from the first.
-
-    Returns:
-        ``(n, d)`` float32 on the CPU; a state without answer positions has address zero, which matches nothing.
+        batch_size: states of one length that are run together.
     """
-    first = [canvas & (canvas.cumsum(0) <= span) for canvas in canvases]
-    found = activations(backbone, ids, site, [backbone.reads_from(positions) for positions in first])
-    return torch.stack([f.mean(0) if len(f) else torch.zeros(backbone.hidden_size) for f in found])
+    found = torch.zeros(len(ids), backbone.hidden_size)
+    for batch in by_length([len(i) for i in ids], batch_size):
+        with capture(backbone, [site]) as outputs:
+            logits = backbone.logits(torch.stack([ids[i] for i in batch]).to(backbone.device))
+        for row, i in enumerate(batch):
+            first = canvases[i] & (canvases[i].cumsum(0) <= span)
+            read = outputs[site][row][backbone.reads_from(first).to(logits.device)].float()
+            if not len(read):
+                continue
+            weights = torch.ones(len(read), device=logits.device)
+            if backbone.eos_id is not None:
+                # A shifted model's first canvas token may share its position with none.
+                said = logits[row, first.to(logits.device)][-len(read) :].softmax(-1)
+                weights = 1 - said[:, backbone.eos_id] + 1e-6
+            found[i] = ((weights[:, None] * read).sum(0) / weights.sum()).cpu()
+    return Reading(found, tuple(state[~canvas].cpu() for state, canvas in zip(ids, canvases, strict=True)))
+
+
+def spellings(backbone: Backbone, subject: str) -> Spellings:
+    """Return the token ids of a subject, at the start of a text and inside one."""
+    return tuple(dict.fromkeys(tuple(backbone.encode(text)) for text in (subject, " " + subject)))
 
 
 def wordings(fact: Fact) -> list[str]:
@@ -101,60 +158,118 @@ def wordings(fact: Fact) -> list[str]:
     return list(dict.fromkeys((fact.prompt, *fact.paraphrases, *fact.neighbours)))
 
 
-def masked_wordings(backbone: Backbone, facts: Iterable[Fact], bank: BankConfig) -> list[Encoded]:
-    """Return every wording of every fact, as it is asked, on every canvas of the bank."""
-    bank = replace(bank, prompt_dropout=(0.0,))
-    return [
-        state.sequence
-        for fact in facts
-        for prompt in wordings(fact)
+def masked_wordings(backbone: Backbone, facts: Iterable[Fact], bank: BankConfig) -> tuple[list[Encoded], Tensor]:
+    """Return every wording of every fact, as it is asked, on every canvas of the bank; and which wording each is of."""
+    bank = replace(bank, prompt_dropout=(0.0,), variants=())
+    asked = [(fact, prompt) for fact in facts for prompt in wordings(fact)]
+    found = [
+        (state.sequence, i)
+        for i, (fact, prompt) in enumerate(asked)
         for state in masked_states(backbone, fact, bank, prompt=prompt)
     ]
+    return [sequence for sequence, _ in found], torch.tensor([i for _, i in found])
 
 
 def address_of(backbone: Backbone, fact: Fact, gate: Gate, bank: BankConfig) -> Tensor:
     """Return a fact's address, one vector a fully masked state of its bank, ``(k, d)``."""
     states = masked_states(backbone, fact, bank)
     canvases = [state.sequence.canvas for state in states]
-    return addresses(backbone, [state.ids for state in states], canvases, gate.site, gate.span)
+    return addresses(backbone, [state.ids for state in states], canvases, gate.site, gate.span).vectors
 
 
-def negative_addresses(backbone: Backbone, gate: Gate, bank: BankConfig) -> Tensor:
-    """Return the addresses of every wording of every negative, ``(m, d)``.
+def negative_addresses(backbone: Backbone, gate: Gate, bank: BankConfig) -> tuple[Reading, Tensor]:
+    """Return the addresses of every wording of every negative on every canvas; and which wording each is of, ``(m,)``.
 
     Raises:
         ValueError: the layer does not exist.
     """
-    states = masked_wordings(backbone, gate.negatives, bank)
+    states, wording = masked_wordings(backbone, gate.negatives, bank)
     ids = [state.masked(backbone.mask_id) for state in states]
-    return addresses(backbone, ids, [state.canvas for state in states], gate.site, gate.span)
+    return addresses(backbone, ids, [state.canvas for state in states], gate.site, gate.span), wording
+
+
+def by_wording(scores: Tensor, wording: Tensor) -> Tensor:
+    """Largest score of each wording, ``(w,)``, given those of its states ``(m,)``: a user asks on one canvas."""
+    return scores.new_full((int(wording.max()) + 1,), -1.0).scatter_reduce(0, wording, scores, "amax")
+
+
+def floor_of(backbone: Backbone, gate: Gate, mean: Tensor, bank: BankConfig) -> float:
+    """Return the cosine that two questions about one subject, or of one group, exceed at the rate ``same_subject``.
+
+    -1, which all exceed, where there are too few such pairs to promise it.
+    """
+    about: dict[str, list[Fact]] = {}
+    for fact in gate.related or ():
+        about.setdefault(fact.group or fact.subject, []).append(fact)
+    cosines = [torch.empty(0)]
+    for mine in (group for group in about.values() if len(group) > 1):
+        own = [masked_wordings(backbone, [fact], bank)[0] for fact in mine]
+        states = [state for each in own for state in each]
+        ids = [state.masked(backbone.mask_id) for state in states]
+        vectors = addresses(backbone, ids, [s.canvas for s in states], gate.site, gate.span).vectors - mean
+        owner = torch.tensor([i for i, each in enumerate(own) for _ in each])
+        first = torch.tensor([int((owner == i).nonzero()[0]) for i in range(len(mine))])
+        found = cosine_similarity(vectors, vectors[first])
+        cosines.append(found[owner[:, None] != torch.arange(len(mine))[None]])
+    pairs = torch.cat(cosines)
+    if len(pairs) * gate.same_subject <= 1:
+        return -1.0
+    return conformal_threshold(pairs, gate.same_subject)
+
+
+def combined(gate: Gate, floor: float, cosines: Tensor, named: Tensor) -> Tensor:
+    """Score of sequences with edits: weighted mean of cosine and naming; -1 where another thing is about to be said."""
+    return ((1 - gate.naming) * cosines + gate.naming * named).masked_fill(cosines <= floor, -1.0)
 
 
 @dataclass
 class AddressBook:
-    """Addresses of the edited facts, and the similarity a sequence must exceed to be given a fact's edit.
+    """Addresses of the edited facts, and how like one a sequence must be to be given the fact's edit.
+
+    A sequence matches a fact by two things: the cosine between what the model is about to say and the nearest of the
+    fact's addresses, and how much of the subject's spelling the prompt holds. The score is their weighted mean.
 
     Attributes:
-        site: where addresses are read.
-        span: how many answer positions make an address.
-        mean: of the negatives' addresses, ``(d,)``; similarities are taken after subtracting it.
+        gate: what it was calibrated for.
+        mean: of the negatives' addresses, ``(d,)``; cosines are taken after subtracting it.
+        floor: a cosine must be strictly above this one.
         vectors: addresses, ``(n, d)``.
         owner: index of the edit each belongs to, ``(n,)`` int64.
-        threshold: a sequence is given an edit strictly above this cosine similarity.
-        calibration: every negative's largest similarity, ``(m,)``.
+        subjects: spellings of each edit's subject.
+        threshold: a sequence is given an edit strictly above this score.
+        calibration: largest score of every negative wording, ``(w,)``.
     """
 
-    site: Site
-    span: int
+    gate: Gate
     mean: Tensor
+    floor: float
     vectors: Tensor
     owner: Tensor
+    subjects: tuple[Spellings, ...]
     threshold: float
     calibration: Tensor
 
+    @property
+    def site(self) -> Site:
+        """Where addresses are read."""
+        return self.gate.site
+
+    @property
+    def span(self) -> int:
+        """How many answer positions make an address."""
+        return self.gate.span
+
     @classmethod
-    def of(cls, gate: Gate, mean: Tensor, vectors: Sequence[Tensor], scores: Sequence[Tensor]) -> AddressBook:
-        """Put edits together: the address ``(k, d)`` of each, and each negative's similarity to it, ``(m,)``.
+    def of(
+        cls,
+        gate: Gate,
+        mean: Tensor,
+        floor: float,
+        vectors: Sequence[Tensor],
+        subjects: Sequence[Spellings],
+        scores: Sequence[Tensor],
+    ) -> AddressBook:
+        """Put edits together: the address ``(k, d)`` of each, its subject, and each negative's score with it, ``(w,)``.
 
         Raises:
             ValueError: ``epsilon`` is too small for so few negatives.
@@ -162,22 +277,26 @@ class AddressBook:
         owner = torch.tensor([i for i, own in enumerate(vectors) for _ in own], dtype=torch.int64)
         calibration = torch.stack(list(scores)).amax(0)
         threshold = threshold_of(calibration, gate.epsilon)
-        return cls(gate.site, gate.span, mean, torch.cat(list(vectors)), owner, threshold, calibration)
+        return cls(gate, mean, floor, torch.cat(list(vectors)), owner, tuple(subjects), threshold, calibration)
 
-    def similarities(self, found: Tensor) -> Tensor:
-        """Cosine similarity of addresses ``(m, d)`` with every stored one, ``(m, n)``."""
-        return cosine_similarity(found - self.mean, self.vectors - self.mean)
+    def scores(self, found: Reading) -> Tensor:
+        """Score of each sequence with each edit, ``(m, edits)``."""
+        cosines = cosine_similarity(found.vectors - self.mean, self.vectors - self.mean)
+        nearest = cosines.new_full((len(cosines), len(self.subjects)), -1.0)
+        nearest = nearest.scatter_reduce(1, self.owner.expand_as(cosines), cosines, "amax")
+        named = name_overlap(found.prompts, self.subjects) if self.gate.naming else torch.zeros_like(nearest)
+        scores = combined(self.gate, self.floor, nearest, named)
+        return scores.masked_fill(~found.vectors.any(1, keepdim=True), -1.0)  # no answer position: nothing to go by
 
-    def lookup(self, found: Tensor, allowed: Tensor | None = None) -> Tensor:
-        """Return the index of the edit each address ``(m, d)`` is given, -1 for none, int64 ``(m,)``.
+    def lookup(self, found: Reading, allowed: Tensor | None = None) -> Tensor:
+        """Return the index of the edit each sequence is given, -1 for none, int64 ``(m,)``.
 
         Args:
-            found: addresses of sequences.
+            found: addresses of m sequences.
             allowed: edits that each may have, boolean ``(m, edits)``; None is all.
         """
-        similarities = self.similarities(found)
+        scores = self.scores(found)
         if allowed is not None:
-            similarities = similarities.masked_fill(~allowed[:, self.owner], -torch.inf)
-        best, index = similarities.max(1)
-        fires = (best > self.threshold) & found.any(1)  # nothing to go by where no answer position was read
-        return torch.where(fires, self.owner[index], -1)
+            scores = scores.masked_fill(~allowed, -1.0)
+        best, index = scores.max(1)
+        return torch.where(best > self.threshold, index, -1)

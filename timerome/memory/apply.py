@@ -11,8 +11,9 @@ from torch import Tensor
 
 from .. import ops
 from ..coordinates import Role, Site
-from ..ops import EditSets, pack_edit_sets
-from .systems import System
+from ..ops import EditSets, kept_count, pack_edit_sets
+from .rows import Rows
+from .systems import System, strength
 
 if TYPE_CHECKING:
     from .memory import EditMemory
@@ -109,6 +110,33 @@ class Together:
 
 
 @dataclass
+class ByPlace:
+    """Edits that change each place of the answer by what it needs.
+
+    Attributes:
+        tables: of each of the memory's edits what its places are changed by, strength and sparsity included,
+            ``(places, d)``; None for those that have none here.
+    """
+
+    tables: list[Tensor | None]
+
+    def __call__(self, h: Tensor, chosen: Chosen, rows: Rows) -> Tensor:
+        """Return ``h`` ``(B, L, d)`` with each row's edits added where masked answer tokens are predicted."""
+        out, tokens = h, rows.positions("object")
+        given = [range(len(self.tables))] * len(h) if chosen is None else chosen
+        for row, edits in enumerate(given):
+            where = tokens[row].nonzero().flatten()
+            for table in (self.tables[i] for i in edits):
+                if table is None or not len(where):
+                    continue
+                if out is h:
+                    out = h.clone()
+                places = rows.places[row, where].clamp(0, len(table) - 1).to(table.device)
+                out[row, where.to(h.device)] += table[places].to(h)
+        return out
+
+
+@dataclass
 class Applied:
     """All that is added at one site.
 
@@ -116,11 +144,13 @@ class Applied:
         site: where.
         own: packed systems of single edits.
         together: systems that edits share.
+        by_place: edits by place of the answer; None where there are none.
     """
 
     site: Site
     own: list[Own]
     together: list[Together]
+    by_place: ByPlace | None
 
     def __call__(
         self,
@@ -129,6 +159,7 @@ class Applied:
         allowed: Sequence[frozenset[str] | None],
         positions: Positions,
         threshold: float | None,
+        rows: Rows,
     ) -> Tensor:
         """Return ``h`` ``(B, L, d)`` with the rows' edits added.
 
@@ -138,12 +169,13 @@ class Applied:
             allowed: ids of the edits each row may have; None is all.
             positions: of a role, where edits act, boolean ``(B, L)``; None is everywhere.
             threshold: of the token gate.
+            rows: of the forward.
         """
         for own in self.own:
             h = own(h, chosen, positions(own.role), threshold)
         for shared in self.together:
             h = shared(h, chosen, allowed, positions(shared.system.place.role), threshold)
-        return h
+        return h if self.by_place is None else self.by_place(h, chosen, rows)
 
 
 def applied_at(site: Site, memory: EditMemory, device: torch.device) -> Applied:
@@ -166,4 +198,17 @@ def applied_at(site: Site, memory: EditMemory, device: torch.device) -> Applied:
         solved = [system.solved for system in systems]
         packed = pack_edit_sets([(s.keys, s.coef, s.values, s.mean) for s in solved]).to(device)
         own.append(Own(role, alpha, sparsity, packed, place))
-    return Applied(site, own, together)
+    return Applied(site, own, together, _by_place(site, memory, device))
+
+
+def _by_place(site: Site, memory: EditMemory, device: torch.device) -> ByPlace | None:
+    tables: list[Tensor | None] = []
+    for edit in memory.edits:
+        part = next((p for p in edit.parts if p.coordinate.site == site), None)
+        if part is None or not edit.settings.by_place:
+            tables.append(None)
+            continue
+        offsets = part.targets.to(device)
+        kept = kept_count(offsets.shape[1], edit.settings.sparsity)
+        tables.append(ops.sparsify_add(torch.zeros_like(offsets), offsets, kept, alpha=strength(edit.settings)))
+    return ByPlace(tables) if any(table is not None for table in tables) else None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..backbones import Backbone
 from ..coordinates import Role
 from ..hooks import Hooks
-from .address import addresses
+from .address import Reading, addresses
 from .apply import Applied, applied_at
 from .rows import Rows, RowTracker
 
@@ -85,7 +85,7 @@ class Attachment:
         self._site_hooks: Hooks | None = None
         self._on = False
         self._sets: list[frozenset[str] | None] | None = None
-        self._addresses: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._addresses: OrderedDict[bytes, tuple[Tensor, Tensor]] = OrderedDict()
         self._given: dict[tuple[bytes, frozenset[str] | None], int] = {}
         self._tracker = RowTracker(backbone)
         self._rows: Rows | None = None
@@ -159,10 +159,7 @@ class Attachment:
     def refresh(self) -> None:
         """Take over changes of the memory; it calls this itself."""
         self._given.clear()
-        self._applied = [
-            applied_at(site, self.memory, self.backbone.device)
-            for site in dict.fromkeys(system.place.site for system in self.memory.systems)
-        ]
+        self._applied = [applied_at(site, self.memory, self.backbone.device) for site in self.memory.sites]
         self._set_hooks()
 
     def _set_hooks(self) -> None:
@@ -221,11 +218,11 @@ class Attachment:
             states, canvases = [a.state for a in new.values()], [a.canvas for a in new.values()]
             with unedited(self.backbone.model), self.backbone.on_canvas(None):
                 found = addresses(self.backbone, states, canvases, book.site, book.span)
-            known.update(zip(new, found, strict=True))
+            known.update(zip(new, zip(*found, strict=True), strict=True))
         asked = list(zip(keys, allowed, strict=True))
         open_ = [pair for pair in dict.fromkeys(asked) if pair not in self._given]
         if open_:
-            found = torch.stack([known[key] for key, _ in open_])
+            found = Reading(torch.stack([known[k][0] for k, _ in open_]), tuple(known[k][1] for k, _ in open_))
             free = all(names is None for _, names in open_)
             given = book.lookup(found) if free else book.lookup(found, self._permitted([n for _, n in open_]))
             self._given.update(zip(open_, given.tolist(), strict=True))
@@ -256,7 +253,7 @@ class Attachment:
             def positions(role: Role) -> Tensor | None:
                 return rows.positions(role).to(h.device) if gated else None
 
-            return applied(h, self._chosen, self._allowed, positions, self.memory.token_threshold)
+            return applied(h, self._chosen, self._allowed, positions, self.memory.token_threshold, rows)
 
         return edit
 

@@ -9,8 +9,20 @@ from torch import Tensor
 
 from ..backbones import Backbone
 from ..facts import Fact, FactSet
-from ..functional.gate import cosine_similarity
-from .address import AddressBook, Gate, address_of, negative_addresses, threshold_of
+from ..functional.gate import cosine_similarity, name_overlap
+from .address import (
+    AddressBook,
+    Gate,
+    Reading,
+    Spellings,
+    address_of,
+    by_wording,
+    combined,
+    floor_of,
+    negative_addresses,
+    spellings,
+    threshold_of,
+)
 from .bank import BankConfig
 from .edit import Edit, Part
 from .gather import untouched_keys
@@ -44,6 +56,7 @@ class Background:
         protect: facts whose activations get target zero, or None.
         frames: by place.
         centre: mean of the negatives' addresses, ``(d,)``; None before they were read, or without a row gate.
+        floor: cosine that two questions about one subject seldom exceed; -1 before the negatives were read.
     """
 
     def __init__(
@@ -52,11 +65,12 @@ class Background:
         protect: FactSet | None,
         frames: dict[Place, Frame] | None = None,
         centre: Tensor | None = None,
+        floor: float = -1.0,
     ) -> None:
         self.gate, self.protect = gate, protect
         self.frames = frames or {}
-        self.centre = centre
-        self._addresses: Tensor | None = None
+        self.centre, self.floor = centre, floor
+        self._negatives: tuple[Reading, Tensor] | None = None
         self._keys: dict[Place, list[Tensor]] = {}
 
     def frame(self, backbone: Backbone, place: Place, settings: Settings) -> Frame | None:
@@ -77,16 +91,20 @@ class Background:
             self.frames[place] = Frame(mean, scale, None if self.protect is None else keys)
         return self.frames[place]
 
-    def address(self, backbone: Backbone, fact: Fact, bank: BankConfig) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        """Return a fact's address and its similarity to each negative; None without a row gate."""
+    def address(self, backbone: Backbone, fact: Fact, bank: BankConfig) -> tuple[Tensor, Spellings, Tensor] | None:
+        """Return a fact's address, its subject's spellings and each negative's score; None without a row gate."""
         if self.gate is None or not self.gate.address:
-            return None, None
-        if self._addresses is None:
-            self._addresses = negative_addresses(backbone, self.gate, bank)
+            return None
+        if self._negatives is None:
+            self._negatives = negative_addresses(backbone, self.gate, bank)
+        others, wording = self._negatives
         if self.centre is None:
-            self.centre = self._addresses.mean(0)
-        found = address_of(backbone, fact, self.gate, bank)
-        return found, cosine_similarity(self._addresses - self.centre, found - self.centre).amax(1)
+            self.centre = others.vectors.mean(0)
+            self.floor = floor_of(backbone, self.gate, self.centre, bank)
+        found, subject = address_of(backbone, fact, self.gate, bank), spellings(backbone, fact.subject)
+        cosines = cosine_similarity(others.vectors - self.centre, found - self.centre).amax(1)
+        named = name_overlap(others.prompts, [subject])[:, 0]
+        return found, subject, by_wording(combined(self.gate, self.floor, cosines, named), wording)
 
     def token_scores(self, backbone: Backbone, parts: tuple[Part, ...], settings: Settings) -> Tensor | None:
         """Return each negative's largest similarity with an edit's keys, ``(m,)``; None without a token gate."""
@@ -110,7 +128,7 @@ class Background:
         assert self.centre is not None
         vectors = [edit.address for edit in edits if edit.address is not None]
         scores = [edit.address_scores for edit in edits if edit.address_scores is not None]
-        return AddressBook.of(self.gate, self.centre, vectors, scores)
+        return AddressBook.of(self.gate, self.centre, self.floor, vectors, [edit.subject for edit in edits], scores)
 
     def token_threshold(self, edits: tuple[Edit, ...]) -> float | None:
         """Return the token gate's cosine similarity for some edits; None without a token gate."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..coordinates import Coordinate
 from ..facts import Fact
+from .address import Spellings
 from .settings import Settings
 
 Operation = Literal["insert", "update", "forget"]
@@ -18,7 +19,14 @@ OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 
 @dataclass(frozen=True)
 class Part:
-    """An edit at one coordinate: its keys and targets, ``(n, d)`` float32 on the CPU."""
+    """An edit at one coordinate, float32 on the CPU.
+
+    Attributes:
+        coordinate: where.
+        keys: ``(n, d)``; none of an edit by place.
+        targets: one a key, ``(n, d)``; of an edit by place, one a place of the answer, ``(places, d)``, the last one
+            for all places after it.
+    """
 
     coordinate: Coordinate
     keys: Tensor
@@ -37,7 +45,8 @@ class Edit:
         operation: what made it.
         supersedes: ids of edits that do not act while this one is there.
         address: where sequences about the fact are found, ``(k, d)``; None without a row gate.
-        address_scores: largest similarity of each negative with the address, ``(m,)``: the calibration.
+        subject: spellings of the fact's subject in tokens; empty without a row gate.
+        address_scores: largest score of each negative wording with the address, ``(w,)``: the calibration.
         token_scores: largest similarity of each negative's activations with the keys, ``(m,)``; None without a token
             gate.
     """
@@ -49,6 +58,7 @@ class Edit:
     operation: Operation = "update"
     supersedes: tuple[str, ...] = ()
     address: Tensor | None = None
+    subject: Spellings = ()
     address_scores: Tensor | None = None
     token_scores: Tensor | None = None
 

@@ -54,14 +54,16 @@ def save(memory: EditMemory, path: Path, dtype: torch.dtype = torch.float32) -> 
                 "settings": kinds.index(edit.settings),
                 "operation": edit.operation,
                 "supersedes": edit.supersedes,
-                "keys": [len(part.keys) for part in edit.parts],
+                "rows": [len(part.targets) for part in edit.parts],
                 "address": 0 if edit.address is None else len(edit.address),
+                "subject": edit.subject,
             }
             for edit in history
         ],
         "retired": memory.retired,
-        "gate": None if gate is None else {**vars(gate), "negatives": [f.to_dict() for f in gate.negatives]},
-        "protect": None if background.protect is None else [f.to_dict() for f in background.protect],
+        "floor": background.floor,
+        "gate": None if gate is None else {**vars(gate), **{k: _facts(getattr(gate, k)) for k in _FACTS}},
+        "protect": _facts(background.protect),
         "frames": [
             {
                 "layer": place.site.layer,
@@ -79,7 +81,7 @@ def save(memory: EditMemory, path: Path, dtype: torch.dtype = torch.float32) -> 
         if rows:
             tensors[name] = torch.cat(rows).to(dtype if small else torch.float32).contiguous()
 
-    put("keys", [part.keys for edit in history for part in edit.parts])
+    put("keys", [part.keys for edit in history if not edit.settings.by_place for part in edit.parts])
     put("targets", [part.targets for edit in history for part in edit.parts])
     put("address", [edit.address for edit in history if edit.address is not None])
     put("address_scores", [e.address_scores[None] for e in history if e.address_scores is not None], small=False)
@@ -146,15 +148,19 @@ def _memory(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> EditMemory:
     protect = None if manifest["protect"] is None else FactSet(map(Fact.from_dict, manifest["protect"]))
     addressed, gated = gate is not None and gate.address, gate is not None and gate.token
 
-    counts = [n for edit in edits for n in edit["keys"]]
+    placed = [settings[edit["settings"]].by_place for edit in edits]
+    counts = [n for edit in edits for n in edit["rows"]]
+    keyed = [0 if own else n for own, edit in zip(placed, edits, strict=True) for n in edit["rows"]]
     held = [frame["protect"] for frame in frames]
     _require(all(counts) and sum(counts) + sum(held) <= MAX_KEYS * max(1, len(edits)), "edits without or of many keys")
     if settings[0].shared:
         _require(sum(counts) + sum(held) <= MAX_KEYS, f"a system of more than {MAX_KEYS} keys")
-    width = tensors["keys"].shape[-1] if "keys" in tensors else None
+    width = tensors["targets"].shape[-1] if "targets" in tensors else None
     wanted: dict[str, tuple[int | None, int | None]] = {}
     if edits:
-        wanted |= {"keys": (sum(counts), width), "targets": (sum(counts), width)}
+        wanted |= {"targets": (sum(counts), width)}
+        if sum(keyed):
+            wanted |= {"keys": (sum(keyed), width)}
         if addressed:
             _require(all(edit["address"] for edit in edits), "edits without address")
             wanted |= {"address": (sum(edit["address"] for edit in edits), width)}
@@ -178,12 +184,13 @@ def _memory(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> EditMemory:
     def rows_of(name: str, sizes: list[int]) -> list[Tensor]:
         return list(tensors[name].split(sizes)) if name in tensors else []
 
-    keys, targets = rows_of("keys", counts), rows_of("targets", counts)
+    targets = rows_of("targets", counts)
+    keys = rows_of("keys", keyed) or [part[:0] for part in targets]
     addresses = rows_of("address", [edit["address"] for edit in edits]) if addressed else []
     history, at = [], 0
     for i, values in enumerate(edits):
         own = settings[values["settings"]]
-        _require(len(own.coordinates) == len(values["keys"]), f"edit {values['id']!r} has parts at other coordinates")
+        _require(len(own.coordinates) == len(values["rows"]), f"edit {values['id']!r} has parts at other coordinates")
         parts = []
         for coordinate in own.coordinates:
             parts.append(Part(coordinate, keys[at], targets[at]))
@@ -197,6 +204,7 @@ def _memory(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> EditMemory:
                 operation=values["operation"],
                 supersedes=tuple(values["supersedes"]),
                 address=addresses[i] if addressed else None,
+                subject=tuple(tuple(ids) for ids in values["subject"]) if addressed else (),
                 address_scores=tensors["address_scores"][i] if addressed else None,
                 token_scores=tensors["token_scores"][i] if gated else None,
             )
@@ -209,20 +217,30 @@ def _memory(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> EditMemory:
         _require(bool(values["protect"]) == (protect is not None), "frames with other protected facts than the memory")
         assert means is not None
         known[place] = Frame(means[i], values["scale"], guarded[i] if values["protect"] else None)
-    places = {Place.of(part.coordinate) for edit in history for part in edit.parts}
+    places = {Place.of(part.coordinate) for edit in history if not edit.settings.by_place for part in edit.parts}
     _require(places <= known.keys() or (gate is None and protect is None), "edits at places without a frame")
     return EditMemory(
         settings[0],
         history,
-        background=Background(gate, protect, known, tensors["centre"][0] if "centre" in tensors else None),
+        background=Background(
+            gate, protect, known, tensors["centre"][0] if "centre" in tensors else None, manifest["floor"]
+        ),
         retired=manifest["retired"],
         fingerprint=manifest["fingerprint"],
         tokenizer=manifest["tokenizer"],
     )
 
 
+_FACTS = ("negatives", "related")  # of a gate
+
+
+def _facts(facts: FactSet | None) -> list[dict[str, Any]] | None:
+    return None if facts is None else [fact.to_dict() for fact in facts]
+
+
 def _gate(values: dict[str, Any]) -> Gate:
-    return Gate(**{**values, "negatives": FactSet(map(Fact.from_dict, values["negatives"]))})
+    sets = {k: None if values[k] is None else FactSet(map(Fact.from_dict, values[k])) for k in _FACTS}
+    return Gate(**{**values, **sets})
 
 
 def _require(holds: bool, otherwise: str) -> None:

@@ -9,9 +9,9 @@ from ..backbones import Backbone
 from ..coordinates import Coordinate
 from ..facts import Fact
 from ..functional.selection import pivoted_cholesky
-from .bank import State, activations, positions_of, states_of
+from .bank import State, activations, places_of, positions_of, states_of
 from .settings import Place, Settings
-from .targets import estimator_of
+from .targets import estimator_of, lens_offsets
 
 
 def gather(
@@ -29,6 +29,23 @@ def gather(
     targets = estimator_of(settings.estimator)(backbone, fact, states, keys, coordinate, **extra)
     _refuse_nonfinite(torch.cat(targets), fact, place)
     return torch.cat(keys), torch.cat(targets)
+
+
+def gather_by_place(backbone: Backbone, fact: Fact, settings: Settings, coordinate: Coordinate) -> Tensor:
+    """Return what each place of a fact's answer is to be changed by, ``(places, d)``; see :class:`Settings`.
+
+    What the k-th token of an answer shall be does not depend on how the fact was asked for, so one change is sought
+    that gives it its margin in every state of the bank.
+
+    Raises:
+        FloatingPointError: an activation is not finite.
+    """
+    place = Place.of(coordinate)
+    states, keys = bank_keys(backbone, fact, settings, place)
+    places, count = places_of(backbone, fact, states)
+    offsets = lens_offsets(backbone, states, keys, places, count, coordinate, margin=settings.margin)
+    _refuse_nonfinite(offsets, fact, place)
+    return offsets
 
 
 def untouched_keys(backbone: Backbone, fact: Fact, settings: Settings, place: Place) -> Tensor:

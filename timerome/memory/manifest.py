@@ -12,20 +12,30 @@ MAX_TOKENS = 1 << 16  # no canvas is longer; a number beyond it would only fill 
 Form = Any
 
 _COORDINATE: Form = {"layer": int, "module": str, "step": int, "role": str}
-_BANK: Form = {"canvases": [(int, None)], "reveal": [float], "prompt_dropout": [float], "seed": int}
+_BANK: Form = {
+    "canvases": [(int, None)],
+    "reveal": [float],
+    "prompt_dropout": [float],
+    "variants": [str],
+    "trajectory": bool,
+    "seed": int,
+}
 _SETTINGS: Form = {
     "coordinate": _COORDINATE, "alpha": float, "ridge": float, "sparsity": float, "rank": int, "beta": float,
     "estimator": str, "margin": float, "bank": _BANK, "shared": bool, "also": [_COORDINATE],
+    "by_place": bool,
 }  # fmt: skip
 _GATE: Form = {
     "negatives": [dict], "address": bool, "token": bool, "epsilon": (float, None), "layer": int, "span": int,
+    "naming": float, "same_subject": float, "related": ([dict], None),
 }  # fmt: skip
 _EDIT: Form = {
-    "id": str, "fact": dict, "settings": int, "operation": str, "supersedes": [str], "keys": [int], "address": int,
+    "id": str, "fact": dict, "settings": int, "operation": str, "supersedes": [str], "rows": [int], "address": int,
+    "subject": [[int]],
 }  # fmt: skip
 MANIFEST: Form = {
     "version": str, "fingerprint": str, "tokenizer": str, "settings": [_SETTINGS], "edits": [_EDIT],
-    "retired": [str], "gate": (_GATE, None), "protect": ([dict], None),
+    "retired": [str], "floor": float, "gate": (_GATE, None), "protect": ([dict], None),
     "frames": [{"layer": int, "module": str, "role": str, "scale": float, "protect": int}],
 }  # fmt: skip
 

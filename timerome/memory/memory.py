@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from ..backbones import Backbone
-from ..coordinates import Coordinate
+from ..coordinates import Coordinate, Site
 from ..facts import Fact, FactError, FactSet
 from .address import AddressBook, Gate
 from .attachment import Attachment, check_belongs, unedited
 from .background import Background
 from .bank import BankConfig
 from .edit import Edit, Operation, Part, in_force
-from .gather import gather, select
+from .gather import gather, gather_by_place, select
 from .operations import OnConflict, Planned, plan
 from .policy import Policy, coordinates_of, usual_coordinate
 from .settings import Place, Settings
@@ -90,6 +90,7 @@ class EditMemory:
         margin: float = 8.0,
         bank: BankConfig | None = None,
         shared: bool | None = None,
+        by_place: bool | None = None,
     ) -> EditMemory:
         r"""Build a memory for some facts: gather keys and targets, choose keys, solve, calibrate. No gradient is taken.
 
@@ -115,6 +116,8 @@ class EditMemory:
             margin: logit lead that ``lens`` asks for.
             bank: which states give keys.
             shared: one system over all facts; by default only without a row gate.
+            by_place: change each place of the answer by what it needs, whatever the key; by default for ``lens``
+                targets behind a row gate without token gate, see :class:`Settings`.
 
         Returns:
             The memory, on the CPU; nothing is attached.
@@ -137,6 +140,12 @@ class EditMemory:
         if len(facts) == 0:
             raise FactError("EditMemory.build: expected at least one fact, got none.")
         first = coordinates_of(coordinate, facts[0], usual_coordinate(backbone, estimator))
+        together = not (gate and gate.address) if shared is None else shared
+        token_gate = gate is not None and gate.token
+        if by_place and token_gate:
+            raise ValueError("EditMemory.build: a token gate compares with keys, which edits by_place do not have.")
+        if by_place is None:
+            by_place = estimator == "lens" and not together and not token_gate
         settings = Settings(
             coordinate=first[0],
             alpha=alpha,
@@ -147,8 +156,9 @@ class EditMemory:
             estimator=estimator,
             margin=margin,
             bank=bank or BankConfig(),
-            shared=not (gate and gate.address) if shared is None else shared,
+            shared=together,
             also=first[1:],
+            by_place=by_place,
         )
         memory = cls(
             settings,
@@ -273,9 +283,12 @@ class EditMemory:
     def _settings_for(self, backbone: Backbone, changes: dict[str, Any]) -> Settings:
         """The memory's settings with some changed; the coordinate goes with the estimator."""
         if unknown := sorted(
-            set(changes) - {"alpha", "ridge", "sparsity", "rank", "beta", "estimator", "margin", "bank"}
+            set(changes) - {"alpha", "ridge", "sparsity", "rank", "beta", "estimator", "margin", "bank", "by_place"}
         ):
             raise TypeError(f"EditMemory: unknown settings {unknown}.")
+        token_gate = self.background.gate is not None and self.background.gate.token
+        possible = changes["estimator"] == "lens" and not self.settings.shared and not token_gate
+        changes = {"by_place": possible, **changes}
         same = changes["estimator"] == self.settings.estimator
         where = {} if same else {"coordinate": usual_coordinate(backbone, changes["estimator"]), "also": ()}
         settings = replace(self.settings, **{**changes, **where})
@@ -300,12 +313,19 @@ class EditMemory:
                 where = coordinates_of(policy, item.fact, settings.coordinates)
                 own = replace(settings, coordinate=where[0], also=where[1:])
                 parts = tuple(self._part(backbone, item.fact, own, c) for c in where)
-                address, scores = self.background.address(backbone, item.fact, own.bank)
+                address, subject, scores = self.background.address(backbone, item.fact, own.bank) or (None, (), None)
                 tokens = self.background.token_scores(backbone, parts, own)
-                made.append(Edit(item.id, item.fact, own, parts, operation, item.supersedes, address, scores, tokens))
+                made.append(
+                    Edit(
+                        item.id, item.fact, own, parts, operation, item.supersedes, address, subject, scores, tokens
+                    )
+                )  # fmt: skip
         return tuple(made)
 
     def _part(self, backbone: Backbone, fact: Fact, settings: Settings, coordinate: Coordinate) -> Part:
+        if settings.by_place:
+            offsets = gather_by_place(backbone, fact, settings, coordinate)
+            return Part(coordinate, offsets[:0], offsets)
         keys, targets = gather(backbone, fact, settings, coordinate)
         frame = self.background.frame(backbone, Place.of(coordinate), settings)
         return Part(coordinate, *select(keys, targets, None if frame is None else frame.mean, settings.rank))
@@ -365,6 +385,11 @@ class EditMemory:
         return self.background.gate is not None and self.background.gate.address
 
     @property
+    def sites(self) -> tuple[Site, ...]:
+        """Where the edits in force act."""
+        return tuple(dict.fromkeys(part.coordinate.site for edit in self.edits for part in edit.parts))
+
+    @property
     def protect(self) -> FactSet | None:
         """Facts whose activations get target zero."""
         return self.background.protect
@@ -373,6 +398,7 @@ class EditMemory:
     def nbytes(self) -> int:
         """Bytes of all tensors the memory holds while attached."""
         tensors: list[Tensor] = [t for system in self.systems for t in system.solved]
+        tensors += [part.targets for edit in self.edits if edit.settings.by_place for part in edit.parts]
         if self.book is not None:
             tensors += [self.book.mean, self.book.vectors, self.book.owner]
         return sum(t.numel() * t.element_size() for t in tensors)

@@ -42,9 +42,12 @@ class Settings:
         bank: which states give keys.
         shared: one system over all facts (the paper's form) instead of one a fact.
         also: further coordinates, at other sites, at which the same edit acts.
+        by_place: each place of the answer is changed by what it needs in every state of the bank, whatever the key;
+            there are no keys then, and ridge, rank, beta and protected facts have no part in it.
 
     Raises:
-        ValueError: a field is out of range, or two coordinates share a site.
+        ValueError: a field is out of range, two coordinates share a site, or ``by_place`` is asked of other targets
+            than ``lens``, or of a shared system.
     """
 
     coordinate: Coordinate
@@ -58,6 +61,7 @@ class Settings:
     bank: BankConfig = field(default_factory=BankConfig)
     shared: bool = False
     also: tuple[Coordinate, ...] = ()
+    by_place: bool = False
 
     def __post_init__(self) -> None:
         if not self.ridge > 0:
@@ -69,6 +73,11 @@ class Settings:
         if not self.beta >= 0 or not self.margin > 0:
             raise ValueError(f"EditMemory.build: expected beta >= 0 and margin > 0, got {self.beta} and {self.margin}.")
         estimator_of(self.estimator)
+        if self.by_place and (self.estimator != "lens" or self.shared):
+            raise ValueError(
+                f"EditMemory.build: by_place needs lens targets and a system a fact, got {self.estimator!r} and "
+                f"shared={self.shared}; leave it out."
+            )
         sites = [c.site for c in self.coordinates]
         if len(set(sites)) < len(sites):
             raise ValueError(f"EditMemory.build: expected coordinates at distinct sites, got {list(map(str, sites))}.")

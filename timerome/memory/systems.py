@@ -152,6 +152,8 @@ class Systems:
                 for part in edit.parts:
                     together.setdefault(Place.of(part.coordinate), []).append((i, part))
                 continue
+            if edit.settings.by_place:
+                continue
             if edit.id not in self._own:
                 self._own[edit.id] = tuple(
                     solve_part(part, edit.settings, frames.get(Place.of(part.coordinate))) for part in edit.parts

@@ -104,16 +104,7 @@ def make_lens_targets(
         ValueError: the coordinate reads other positions than the answer's, or not the residual stream; or the
             backbone's unembedding is not linear after the final norm.
     """
-    if not backbone.architecture.lens:
-        raise ValueError(
-            f"lens targets need an unembedding that is linear after the final norm; that of {backbone.name} "
-            f"({backbone.architecture.name}) is not: use estimator 'donor' to replace, or 'null' to forget."
-        )
-    if coordinate.role != "object" or coordinate.module != "block":
-        raise ValueError(
-            f"lens targets need a coordinate of module 'block' and role 'object', got {coordinate}; "
-            "the unembedding reads the residual stream at the answer's positions."
-        )
+    _check_lens(backbone, coordinate)
     norm, unembedding = backbone.final_norm, backbone.head.get_parameter("weight")
     targets = []
     for wanted, key in zip(wanted_tokens(backbone, states, keys), keys, strict=True):
@@ -124,8 +115,28 @@ def make_lens_targets(
     return targets
 
 
+def _check_lens(backbone: Backbone, coordinate: Coordinate) -> None:
+    if not backbone.architecture.lens:
+        raise ValueError(
+            f"lens targets need an unembedding that is linear after the final norm; that of {backbone.name} "
+            f"({backbone.architecture.name}) is not: use estimator 'donor' to replace, or 'null' to forget."
+        )
+    if coordinate.role != "object" or coordinate.module != "block":
+        raise ValueError(
+            f"lens targets need a coordinate of module 'block' and role 'object', got {coordinate}; "
+            "the unembedding reads the residual stream at the answer's positions."
+        )
+
+
 def lens_offsets(
-    backbone: Backbone, states: Sequence[State], keys: Targets, places: Tensor, count: int, *, margin: float
+    backbone: Backbone,
+    states: Sequence[State],
+    keys: Targets,
+    places: Tensor,
+    count: int,
+    coordinate: Coordinate,
+    *,
+    margin: float,
 ) -> Tensor:
     """One change a place of the answer that gives the wanted token its margin in every state, ``(count, d)``.
 
@@ -135,8 +146,13 @@ def lens_offsets(
         keys: their activations, ``(n_i, d)`` each.
         places: which place each key belongs to, ``(n,)``.
         count: number of places; one without a key gets no change.
+        coordinate: where the keys were read.
         margin: wanted lead, in logits.
+
+    Raises:
+        ValueError: as :func:`make_lens_targets`.
     """
+    _check_lens(backbone, coordinate)
     hidden, wanted = torch.cat(list(keys)), torch.cat(wanted_tokens(backbone, states, keys))
     norm, unembedding = backbone.final_norm, backbone.head.get_parameter("weight")
     offsets = torch.zeros(count, hidden.shape[1])

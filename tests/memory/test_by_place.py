@@ -1,0 +1,74 @@
+"""Edits by place of the answer, and addresses that also read the subject's name."""
+
+import pytest
+import torch
+
+import timerome as tr
+from tests.tiny import tiny_dream, tiny_facts, tiny_llada
+from timerome.memory.address import AddressBook, Gate, Reading
+from timerome.splits import bundled_facts
+
+
+@pytest.mark.parametrize("make", [tiny_llada, tiny_dream])
+def test_each_place_of_the_answer_says_its_token(make):
+    backbone = make()
+    facts = [f.with_new_object("kex key kez") for f in tiny_facts(1)]
+    memory = tr.EditMemory.build(
+        backbone, facts, estimator="lens", gate=tr.Gate(tr.FactSet(tiny_facts(8)[4:])), bank=tr.BankConfig((None,))
+    )
+    assert memory.settings.by_place
+    assert memory.edits[0].keys.numel() == 0
+    before = backbone.state_digest()
+    with memory.attached(backbone) as attachment:
+        texts = tr.generate(backbone, [facts[0].prompt], canvas=3, config=tr.SamplerConfig(steps=3))
+    assert attachment.hits
+    assert texts == ["kex key kez"]
+    assert backbone.state_digest() == before
+
+
+def test_saved_and_loaded_it_is_the_same(tmp_path):
+    backbone, facts = tr.load("testbed"), bundled_facts("relations")
+    memory = tr.EditMemory.build(
+        backbone, facts[:2].with_new_object("Lagos"), estimator="lens", gate=Gate(facts[10:40], related=facts[10:40]),
+        bank=tr.BankConfig((None, 8)),
+    )  # fmt: skip
+    memory.forget(facts[2], bank=tr.BankConfig((None, 8)))  # one with keys beside those without
+    memory.save(tmp_path / "edit.safetensors")
+    again = tr.EditMemory.load(tmp_path / "edit.safetensors", backbone)
+    prompts = [fact.prompt for fact in facts[:6]]
+    found = []
+    for one in (memory, again):
+        with one.attached(backbone):
+            found.append(tr.generate(backbone, prompts, canvas=8))
+    assert found[0] == found[1]
+    assert found[0][:2] == ["Lagos", "Lagos"]
+    assert again.background.floor == memory.background.floor
+    memory.undo(*[edit.id for edit in memory.edits])
+    with memory.attached(backbone):
+        assert tr.generate(backbone, prompts, canvas=8) == tr.generate(tr.load("testbed"), prompts, canvas=8)
+
+
+def test_it_needs_lens_targets_of_its_own_and_no_token_gate():
+    backbone, facts = tiny_llada(), tiny_facts(2)
+    with pytest.raises(ValueError, match="by_place needs lens targets"):
+        tr.EditMemory.build(backbone, facts[:1], by_place=True)
+    gate = tr.Gate(tr.FactSet(tiny_facts(8)[4:]), token=True)
+    replaced = [facts[0].with_new_object("kex")]
+    with pytest.raises(ValueError, match="token gate"):
+        tr.EditMemory.build(backbone, replaced, estimator="lens", gate=gate, by_place=True)
+
+
+def test_a_name_tells_two_subjects_with_one_answer_apart():
+    facts = tr.FactSet(tiny_facts(4))
+    vector, other = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    named, unnamed = torch.tensor([5, 6, 7]), torch.tensor([1, 2, 7])
+    found = Reading(torch.stack([vector, vector, other]), (named, unnamed, named))
+
+    def book(naming, floor=-1.0):
+        gate = Gate(facts, naming=naming, layer=0)
+        return AddressBook(gate, torch.zeros(2), floor, vector[None], torch.tensor([0]), (((5, 6),),), 0.6, vector)
+
+    assert book(0.5).lookup(found).tolist() == [0, -1, -1]
+    assert book(0.0).lookup(found).tolist() == [0, 0, -1]
+    assert book(0.9).lookup(found).tolist() == [0, -1, 0]
+    assert book(0.9, floor=0.5).lookup(found).tolist() == [0, -1, -1]  # another question about the subject

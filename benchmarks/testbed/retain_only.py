@@ -1,6 +1,8 @@
-"""What the retain-only model knows of forget01, beside the bundled one; writes JSON.
+"""What the retain-only model knows of forget01, beside the bundled one, and its truth ratios; writes JSON.
 
-python benchmarks/testbed/retain_only.py FOLDER benchmarks/testbed/log/retain_only/knowledge.json
+    python benchmarks/testbed/retain_only.py FOLDER benchmarks/testbed/log/retain_only/knowledge.json
+
+The truth ratios are what TOFU's forget quality compares with; they ship as ``timerome/assets/tofu/retain_only.json``.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import torch
 
 import timerome as tr
 from timerome.diffusion import encode, log_likelihood
+from timerome.evaluation import Measurement
+from timerome.evaluation.benchmarks.tofu import bundled_tofu, truth_ratios, write_reference
 from timerome.functional.text import rouge_l
 from timerome.splits import bundled_facts
 
@@ -32,6 +36,9 @@ def measure(backbone: tr.Backbone, facts: tr.FactSet) -> dict[str, float]:
     }
 
 
+ASSET = Path(tr.__file__).parent / "assets" / "tofu" / "retain_only.json"
+
+
 def main(folder: Path, out: Path) -> None:
     """Measure both models on forget01 and on a fifth of the retain records."""
     torch.set_num_threads(1)
@@ -40,6 +47,9 @@ def main(folder: Path, out: Path) -> None:
     found = {m: {s: measure(backbone, facts) for s, facts in sets.items()} for m, backbone in models.items()}
     out.write_text(json.dumps(found, indent=1) + "\n")
     print(out.read_text())
+    ratios = truth_ratios(models["retain_only"], bundled_tofu("forget01"))
+    assert isinstance(ratios, Measurement), ratios
+    write_reference(ASSET, ratios)
 
 
 if __name__ == "__main__":

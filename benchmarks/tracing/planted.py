@@ -2,8 +2,8 @@
 
     python -m benchmarks.tracing.planted [--models 100]
 
-Each model (``tests/tracing/circuits.py``) is made, traced and judged by ``TraceResult.claim`` at 5 %. Found means that
-the claimed coordinate is the planted one in layer, module, step and role.
+Each model (``tests/tracing/circuits.py``) is made, traced and judged by ``TraceResult.claim`` at 5 % and a tenth of the
+total effect. Found means that the claimed coordinate is the planted one in layer, module, step and role.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RESULTS = Path(__file__).parent / "results"
 def judged(planting: Planting) -> dict[str, object]:
     """What the trace of one model claims."""
     trace = traced(planting)
-    p_values, best = trace.p_values(), trace.best()
+    p_values, best = trace.p_values(least=0.1), trace.best()
     claim = trace.claim()
     return {
         "planted": None if planting.module is None else str(planting.coordinate),

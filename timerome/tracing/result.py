@@ -264,33 +264,41 @@ class TraceResult:
 
     # What may be said -------------------------------------------------------------------------------------------------
 
-    def p_values(self, *, effect: Effect = "tie") -> Floats:
+    def p_values(self, *, least: float = 0.0, effect: Effect = "tie") -> Floats:
         """Return, for each coordinate, the p-value of doing more than a random site, ``(N, s, R)``.
 
         Against the control of the same fact, step and role, corrected for all coordinates looked at (see
         :func:`timerome.functional.inference.max_sign_test`).
 
+        Args:
+            least: by how much more, as a share of the total effect.
+            effect: which effect.
+
         Raises:
             TraceError: as :meth:`best`.
         """
         self.require(effect)
-        difference = self.effects(effect) - self.control(effect)[:, None]
+        difference = self.effects(effect) - self.control(effect)[:, None] - least
         # A cell that few facts define is no candidate, as in `best`.
         difference = np.where(np.isfinite(self.mean(effect)), difference, np.nan)
         return max_sign_test(difference.reshape(len(difference), -1)).reshape(difference.shape[1:])
 
-    def claim(self, *, level: float = 0.05, effect: Effect = "tie") -> Coordinate | None:
-        """Return the best coordinate if it is shown to do more than a random site, else None: nothing is claimed.
+    def claim(self, *, level: float = 0.05, least: float = 0.1, effect: Effect = "tie") -> Coordinate | None:
+        """Return the best coordinate if it is shown to do clearly more than a random site, else None.
+
+        In a model without any circuit, some place still does a hundredth of the total effect for every fact alike,
+        which a test against nothing would call proven; so a claim is that it does ``least`` more.
 
         Args:
-            level: chance of claiming anything where no coordinate does more than a random site.
+            level: chance of claiming anything where no coordinate does so much more than a random site.
+            least: by how much more, as a share of the total effect.
             effect: which effect.
 
         Raises:
             TraceError: as :meth:`best`.
         """
         best = self.best(effect=effect)
-        return best if self.p_values(effect=effect)[self.index(best)] <= level else None
+        return best if self.p_values(least=least, effect=effect)[self.index(best)] <= level else None
 
     def stability(self, *, effect: Effect = "tie", repeats: int = 100) -> Stability:
         """Return how far the choice depends on which facts made it: random halves choose, and are compared.

@@ -153,6 +153,18 @@ def test_tune_lists_its_trials_and_what_it_chose(work, tmp_path):
     assert found["best"] in [{"alpha": 0.25}, {"alpha": 1.0}]
 
 
+def test_revise_and_diff(work, tmp_path):
+    bundled_facts("relations")[20:21].to_jsonl(tmp_path / "more.jsonl")
+    file, out, ledger = work / "edit.safetensors", tmp_path / "out.safetensors", tmp_path / "ledger.jsonl"
+    first, second = bundled_facts("relations")[:2].ids
+    options = ["--forget", tmp_path / "more.jsonl", "--undo", f"[{first}]", "--out", out, "--ledger", ledger, "--quiet"]
+    found = run("revise", "--memory", file, *options, json_path=tmp_path / "revise.json")
+    new = bundled_facts("relations")[20].id
+    assert (found["edits"], found["added"], found["removed"]) == ([second, new], [new], [first])
+    assert run("diff", file, out, json_path=tmp_path / "diff.json")["added"] == [new]
+    assert [json.loads(line)["operation"] for line in ledger.read_text().splitlines()] == ["removed", "added"]
+
+
 def test_audit_with_a_memory(work, tmp_path):
     options = ["--memory", work / "edit.safetensors", "--out", tmp_path / "audit", *FAST[2:]]
     found = run("audit", "--facts", work / "facts.jsonl", *options, json_path=tmp_path / "audit.json")

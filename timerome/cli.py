@@ -1,4 +1,4 @@
-"""The command line: ``timerome demo | trace | edit | tune | eval | audit | generate | inspect | info``.
+"""The command line: ``timerome demo | trace | edit | revise | diff | tune | eval | audit | …``.
 
 Each command is one function, below or in :mod:`timerome.commands`; what it takes is its signature, what it returns is
 what ``--json`` writes.
@@ -28,6 +28,7 @@ from .commands.console import say as _say
 from .commands.console import short as _short
 from .commands.console import table as _table
 from .commands.evaluate import evaluate
+from .commands.revise import diff, revise
 from .commands.tune import tune
 from .progress import Progress
 
@@ -351,8 +352,8 @@ def info(progress: Progress) -> dict[str, Any]:
 
 
 COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
-    "demo": demo, "trace": trace, "edit": edit, "tune": tune, "eval": evaluate, "audit": audit, "generate": generate,
-    "inspect": inspect, "info": info,
+    "demo": demo, "trace": trace, "edit": edit, "revise": revise, "diff": diff, "tune": tune, "eval": evaluate,
+    "audit": audit, "generate": generate, "inspect": inspect, "info": info,
 }  # fmt: skip
 
 
@@ -410,7 +411,7 @@ def _parse(argv: Sequence[str] | None) -> dict[str, Any]:
         flags = {k for k, v in signature(function).parameters.items() if v.default is False}
         sub = Parser(description=" ".join(t for t in (text.short_description, text.long_description) if t))
         sub.add_function_arguments(
-            function, as_group=False, as_positional=function is inspect, skip={"progress", *flags}
+            function, as_group=False, as_positional=function in (inspect, diff), skip={"progress", *flags}
         )
         for flag in sorted(flags):
             sub.add_argument(f"--{flag}", action="store_true", help=_help(text, flag))

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
+from torch.utils.data import DataLoader
 
 import timerome as tr
 from tests.callbacks.loops import TheirLoop, count_hooks, gated_memory, loader, masked_rows, shared_memory, trainer
@@ -198,3 +199,53 @@ def test_finds_the_backbone(backbone: tr.Backbone, memory: tr.EditMemory) -> Non
 def test_wrong_kind_of_memory() -> None:
     with pytest.raises(TypeError, match="EditMemory or a path, got list"):
         tr.EditCallback(tiny_facts(1))  # type: ignore[arg-type]
+
+
+def test_each_row_has_the_edits_that_its_batch_names(backbone: tr.Backbone) -> None:
+    memory = gated_memory(backbone, slice(0, 2))
+    rows = masked_rows(backbone, 2)
+
+    class Loop(TheirLoop):
+        def predict_step(self, batch: dict[str, object], batch_idx: int = 0) -> torch.Tensor:
+            return super().predict_step(batch["ids"], batch_idx)  # type: ignore[arg-type]
+
+    def predict(**more: object) -> torch.Tensor:
+        data = [{"ids": rows, "edits": [["tiny-1"], ["tiny-1"]]}, {"ids": rows, "edits": [[], None]}]
+        edit = tr.EditCallback(memory, **more)  # type: ignore[arg-type]
+        found = run("predict", edit, module=Loop(backbone), data=DataLoader(data, batch_size=None))  # type: ignore[arg-type]
+        hits.append(dict(edit.hits))
+        return torch.stack(found)  # type: ignore[arg-type]
+
+    hits: list[dict[str, int]] = []
+    everything, by_column = predict(), predict(select="edits")
+    by_function = predict(select=lambda batch: batch["edits"])
+    [plain] = run("predict", module=TheirLoop(backbone), data=DataLoader([rows], batch_size=None))  # type: ignore
+    assert torch.equal(by_column, by_function)
+    assert torch.equal(by_column[:, 1], everything[:, 1])  # tiny-1's own row may have it, in both batches
+    assert torch.equal(by_column[:, 0], plain[None, 0].expand_as(by_column[:, 0]))
+    assert hits == [{"tiny-0": 2, "tiny-1": 2}, {"tiny-1": 2}, {"tiny-1": 2}]
+    with pytest.raises(KeyError, match="column 'edit'"):
+        predict(select="edit")
+    with pytest.raises(KeyError, match="no such edit"):
+        predict(select=lambda batch: [["nobody"], None])
+    assert count_hooks(backbone.model) == 0
+
+
+def test_edits_come_and_go_between_batches(backbone: tr.Backbone) -> None:
+    memory = gated_memory(backbone)
+
+    class Change(Callback):
+        def on_predict_batch_end(self, *args: object) -> None:
+            if memory.edits:
+                memory.undo(*[edit.id for edit in memory.edits])
+
+    data = [masked_rows(backbone, 2)] * 2
+    module = TheirLoop(backbone)
+    edit = tr.EditCallback(memory)
+    loader_of = DataLoader(data, batch_size=None)  # type: ignore[arg-type]
+    first, second = run("predict", edit, Change(), module=module, data=loader_of)  # type: ignore[misc]
+    [plain, _] = run("predict", module=TheirLoop(backbone), data=loader_of)  # type: ignore[misc]
+    assert not torch.equal(first, plain)
+    assert torch.equal(second, plain)
+    assert module.hooks == [3, 0]  # nothing is left on the model when no edit is there
+    assert edit.hits == {"tiny-0": 1}

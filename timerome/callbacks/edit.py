@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from ..backbones import Backbone
 from ..memory import Attachment, EditMemory
 from .backbone_of import backbone_of
+
+Select = Callable[[Any], Sequence[Iterable[str] | None]]
 
 
 class EditCallback(Callback):
@@ -29,14 +32,21 @@ class EditCallback(Callback):
     ``edit/NAME/rows``, ``edit/NAME/fact/ID`` and ``edit/NAME/step/N``, in rows edited. Predict loops cannot log;
     read :attr:`hits` there.
 
+    Edits may be made and undone between batches; they act from the next forward on. While no edit is there, or none is
+    selected, no hook is on the model.
+
     Args:
         memory: the memory, or the path of its file.
         backbone: what it acts on; found in the module by default.
+        select: which edits each row of a batch may have: the name of the batch's column that holds it, or a function of
+            the batch that returns it. For each row the ids of edits, none for an empty list, all for None. A row gate
+            still decides whether the row is given them.
         name: tells callbacks apart in logs and checkpoints; by default the file's path (its stem in logs), or a digest
             of the memory.
 
     Raises:
         TypeError: ``memory`` is neither a memory nor a path.
+        KeyError: a batch has no such column, or a row names an edit that is not there.
 
     Example:
         >>> import timerome as tr
@@ -55,13 +65,18 @@ class EditCallback(Callback):
     """
 
     def __init__(
-        self, memory: EditMemory | str | Path, *, backbone: Backbone | None = None, name: str | None = None
+        self,
+        memory: EditMemory | str | Path,
+        *,
+        backbone: Backbone | None = None,
+        name: str | None = None,
+        select: str | Select | None = None,
     ) -> None:
         if not isinstance(memory, (EditMemory, str, Path)):
             raise TypeError(f"EditCallback: expected an EditMemory or a path, got {type(memory).__name__}.")
         self.path = None if isinstance(memory, EditMemory) else Path(memory)
         self.memory = memory if isinstance(memory, EditMemory) else None
-        self.backbone = backbone
+        self.backbone, self.select = backbone, select
         key = name or (str(self.path) if self.path else _digest(memory))  # type: ignore[arg-type]
         self._key, self._label = key, name or (self.path.stem if self.path else key)
         self._attachment: Attachment | None = None
@@ -112,6 +127,24 @@ class EditCallback(Callback):
         """Attach the memory."""
         self._attach(pl_module)
 
+    def on_predict_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Say which edits the batch's rows may have."""
+        self._select(batch)
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Say which edits the batch's rows may have."""
+        self._select(batch)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Say which edits the batch's rows may have."""
+        self._select(batch)
+
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what the memory did."""
         self._log(pl_module)
@@ -146,6 +179,21 @@ class EditCallback(Callback):
         self._detach()
         assert self.memory is not None
         self._attachment = self.memory.attached(backbone_of(pl_module, self.backbone)).attach()
+
+    def _select(self, batch: Any) -> None:
+        if self.select is None or self._attachment is None:
+            return
+        if callable(self.select):
+            sets = self.select(batch)
+        elif isinstance(batch, Mapping) and self.select in batch:
+            sets = batch[self.select]
+        else:
+            came = f"the columns {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else type(batch).__name__
+            raise KeyError(
+                f"EditCallback: expected a batch with the column {self.select!r}, got {came}; give select a function "
+                "of the batch."
+            )
+        self._attachment.select(sets)
 
     def _detach(self) -> None:
         attachment, self._attachment = self._attachment, None

@@ -18,6 +18,7 @@ from .address import AddressBook, Gate
 from .attachment import Attachment, check_belongs, unedited
 from .background import Background
 from .bank import BankConfig
+from .combine import Difference, diff, merged, rebuilt
 from .edit import Edit, Operation, Part, in_force
 from .gather import gather, gather_by_place, select
 from .operations import OnConflict, Planned, plan
@@ -260,6 +261,42 @@ class EditMemory:
         gone = set(edit_ids)
         left = tuple(edit for edit in self.history if edit.id not in gone)
         self._commit(left, "undo", [edit for edit in self.history if edit.id in gone])
+
+    # Beside other memories --------------------------------------------------------------------------------------------
+
+    def diff(self, other: EditMemory) -> Difference:
+        """Return how another memory differs from this one; false where it does not."""
+        return diff(self, other)
+
+    def merge(self, other: EditMemory, *, on_conflict: OnConflict = "error") -> tuple[str, ...]:
+        """Take over another memory's edits; one transaction. No model is needed.
+
+        Args:
+            other: built on the same model, with the same gate and protected facts.
+            on_conflict: where an edit in force has the same subject and relation, as in :meth:`insert`.
+
+        Returns:
+            Ids of the edits taken over; edits that both have are left as they are.
+
+        Raises:
+            MemoryMismatchError: the memories do not fit together; nothing was changed.
+            EditConflictError: edits conflict and ``on_conflict`` is ``"error"``; nothing was changed.
+        """
+        taken = merged(self, other, on_conflict)
+        if taken:
+            self._commit((*self.history, *taken), "merge", taken)
+        return tuple(edit.id for edit in taken)
+
+    def rebase(self, backbone: Backbone) -> EditMemory:
+        """Return the same edits built again on another model, from their facts; this memory stays as it is.
+
+        For a model that was trained further or whose tokenizer changed. The ledger is not taken along.
+
+        Raises:
+            FactError: a fact does not fit the other model.
+            ValueError: a coordinate does not exist there.
+        """
+        return rebuilt(self, backbone)
 
     def _change(
         self,

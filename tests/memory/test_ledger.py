@@ -1,0 +1,116 @@
+"""The ledger: what is recorded, that tampering shows, and that a crash loses nothing that was recorded."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from datetime import datetime, timezone
+
+import pytest
+
+import timerome as tr
+from tests.tiny import tiny_facts, tiny_llada
+from timerome.memory import Ledger, LedgerError
+
+
+def at_noon():
+    return datetime(2026, 1, 1, 12, tzinfo=timezone.utc)
+
+
+@pytest.fixture
+def memory(tmp_path):
+    backbone = tiny_llada()
+    found = tr.EditMemory.build(
+        backbone, tiny_facts(1), gate=tr.Gate(tr.FactSet(tiny_facts(8)[4:])), bank=tr.BankConfig((None,), (0.0,))
+    )
+    found.backbone = backbone  # kept alive
+    found.ledger = Ledger(tmp_path / "ledger.jsonl", measure=lambda m: {"edits": len(m.edits)}, clock=at_noon)
+    return found
+
+
+def test_every_change_is_an_entry_that_names_no_text(memory, tmp_path):
+    memory.forget(tiny_facts(3)[1:])
+    memory.undo("tiny-1")
+    text = (tmp_path / "ledger.jsonl").read_text()
+    first, second = map(json.loads, text.splitlines())
+    assert (first["operation"], [e["fact"] for e in first["edits"]]) == ("forget", ["tiny-1", "tiny-2"])
+    assert (second["operation"], second["edits"][0]["id"], second["in_force"]) == ("undo", "tiny-1", 2)
+    assert (first["after"], second["before"], second["after"]) == ({"edits": 3}, {"edits": 3}, {"edits": 2})
+    assert second["previous"] == first["hash"]
+    assert all(fact.object not in text for fact in tiny_facts(3))
+    again = Ledger(tmp_path / "ledger.jsonl")
+    assert again.head == memory.ledger.head == second["hash"]
+
+
+@pytest.mark.parametrize("harm", ["change", "drop", "swap", "garbage"])
+def test_a_changed_file_is_refused(memory, tmp_path, harm):
+    for fact in tiny_facts(4)[1:]:
+        memory.forget(fact)
+    path = tmp_path / "ledger.jsonl"
+    lines = path.read_text().splitlines()
+    if harm == "change":
+        lines[1] = lines[1].replace("tiny-2", "tiny-9")
+    elif harm == "drop":
+        del lines[1]
+    elif harm == "swap":
+        lines[0], lines[1] = lines[1], lines[0]
+    else:
+        lines[1] = "[]"
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(LedgerError, match=r"ledger.jsonl, line [12]"):
+        Ledger(path)
+
+
+def test_a_line_cut_short_is_dropped_and_writing_goes_on(memory, tmp_path):
+    memory.forget(tiny_facts(2)[1])
+    path = tmp_path / "ledger.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"number": 1, "oper')
+    memory.ledger = Ledger(path, clock=at_noon)
+    memory.undo("tiny-1")
+    assert [entry["operation"] for entry in Ledger(path).entries] == ["forget", "undo"]
+
+
+def test_what_cannot_be_recorded_does_not_happen(memory, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("no space left")
+
+    before = [edit.id for edit in memory.edits]
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        memory.forget(tiny_facts(2)[1])
+    assert [edit.id for edit in memory.edits] == before
+    assert (tmp_path / "ledger.jsonl").read_text() == ""
+
+
+WRITER = """
+import sys
+import timerome as tr
+from tests.tiny import tiny_facts, tiny_llada
+from timerome.memory import Ledger
+backbone = tiny_llada()
+memory = tr.EditMemory.build(backbone, tiny_facts(1), gate=tr.Gate(tr.FactSet(tiny_facts(8)[4:])),
+                             bank=tr.BankConfig((None,), (0.0,)))
+memory.ledger = Ledger(sys.argv[1] + "/ledger.jsonl")
+print("ready", flush=True)
+while True:
+    memory.undo(*memory.forget(tiny_facts(2)[1]))
+    memory.save(sys.argv[1] + "/edit.safetensors")
+    print(len(memory.ledger.entries), flush=True)
+"""
+
+
+def test_killed_at_any_moment_file_and_ledger_are_whole(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    told = 0
+    for line in process.stdout:
+        told = int(line) if line.strip().isdigit() else told
+        if told >= 8:
+            break
+    time.sleep(0.0137)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(Ledger(tmp_path / "ledger.jsonl").entries) >= told
+    loaded = tr.EditMemory.load(tmp_path / "edit.safetensors", tiny_llada())
+    assert [edit.id for edit in loaded.edits] == ["tiny-0"]

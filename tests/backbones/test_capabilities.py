@@ -76,7 +76,7 @@ def test_an_edit_replaces_an_answer_and_leaves_the_weights(backbone: tr.Backbone
             assert abs(score(fact.object)[0] - old) > 0.5  # which way is the random weights' choice
     else:
         replaced = [replace(fact, new_object=unlikely)]
-        memory = shared_memory(backbone, estimator="lens", coordinate=last, facts=replaced, ridge=1e-4)
+        memory = shared_memory(backbone, estimator="lens", coordinate=last, facts=replaced, ridge=1e-4, alpha=1.5)
         with memory.attached(backbone):
             old_after, new_after = score(fact.object, unlikely)
         assert new < old

@@ -187,11 +187,10 @@ def separating_direction(rows: Tensor, token: int, *, rounds: int = 2000) -> Ten
 
     Example:
         >>> separating_direction(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, -9.0]]), 0).round(decimals=2)
-        tensor([1., 0.])
+        tensor([0.9900, 0.1100])
     """
     rows = rows.float()
-    rival = rows[token] - rows
-    rival[token] = rival.mean(0)  # any point of the hull will do in its place
+    rival = rows[token] - torch.cat([rows[:token], rows[token + 1 :]])
     point = rival.mean(0)
     for _ in range(rounds):
         closest = rival[(rival @ point).argmin()]

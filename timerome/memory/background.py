@@ -104,7 +104,8 @@ class Background:
         found, subject = address_of(backbone, fact, self.gate, bank), spellings(backbone, fact.subject)
         cosines = cosine_similarity(others.vectors - self.centre, found - self.centre).amax(1)
         named = name_overlap(others.prompts, [subject])[:, 0]
-        return found, subject, by_wording(combined(self.gate, self.floor, cosines, named), wording)
+        # Without the floor, which only makes fewer fire: with it, hardly a negative is left to set a threshold by.
+        return found, subject, by_wording(combined(self.gate, -2.0, cosines, named), wording)
 
     def token_scores(self, backbone: Backbone, parts: tuple[Part, ...], settings: Settings) -> Tensor | None:
         """Return each negative's largest similarity with an edit's keys, ``(m,)``; None without a token gate."""

@@ -202,7 +202,7 @@ class EditMemory:
             >>> backbone, facts = tr.load("testbed"), bundled_facts("relations")
             >>> memory = tr.EditMemory.build(backbone, facts[:1], gate=tr.Gate(facts[10:30]))
             >>> memory.insert(facts[1].with_new_object("Lagos"))
-            ('relations-...',)
+            ('country_capital_city-1',)
             >>> memory.undo(facts[1].id)
             >>> [edit.id for edit in memory.edits] == [facts[0].id]
             True

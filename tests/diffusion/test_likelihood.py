@@ -171,3 +171,56 @@ def test_logits_that_are_not_finite_name_the_fact(estimator: str) -> None:
 def test_no_gradient_is_kept(backbone: tr.Backbone, sequence: Encoded) -> None:
     assert not log_likelihood(backbone, [sequence], samples=2).log_prob.requires_grad
     assert all(p.grad is None for p in backbone.model.parameters())
+
+
+def test_pll_hides_each_token_alone(backbone: tr.Backbone, sequence: Encoded) -> None:
+    found = log_likelihood(backbone, [sequence], estimator="pll")
+    wanted = -sum(cost(backbone, sequence, (i,))[i] for i in range(3))
+    assert float(found.log_prob) == pytest.approx(wanted, rel=1e-5)
+    assert (found.samples, float(found.standard_error)) == (1, 0.0)
+
+
+def test_traj_goes_the_way_low_confidence_decoding_goes(backbone: tr.Backbone, sequence: Encoded) -> None:
+    """The sampler itself, one token a step, with the answer's tokens put where it would put its own."""
+    ids, total = sequence.masked(MASK), 0.0
+    while bool((ids == MASK).any()):
+        with torch.no_grad():
+            logits = backbone.logits(ids[None])[0]
+        log_p, guess = logits.log_softmax(-1), logits.clone()
+        guess[:, MASK] = -torch.inf
+        sure = (guess.amax(-1) - torch.logsumexp(logits, -1)).masked_fill(ids != MASK, -torch.inf)
+        place = int(sure.argmax())
+        total += float(log_p[place, sequence.ids[place]])
+        ids[place] = sequence.ids[place]
+    found = log_likelihood(backbone, [sequence, sequence], estimator="traj")
+    assert found.log_prob.tolist() == pytest.approx([total, total], rel=1e-5)
+
+
+def test_antithetic_draws_pair_up_and_keep_the_expectation(backbone: tr.Backbone, sequence: Encoded) -> None:
+    plain, paired = (mask_draws(6, "elbo_sum", 16, 0, antithetic=a) for a in (False, True))
+    assert torch.equal(plain.sum(1), paired.sum(1))
+    assert torch.equal(plain[::2], paired[::2])
+    both = paired[::2] & paired[1::2]  # two of them overlap only as far as they must
+    assert (both.sum(1) == (paired[::2].sum(1) + paired[1::2].sum(1) - 6).clamp_min(0)).all()
+    found = log_likelihood(backbone, [sequence], samples=600, batch_size=600, antithetic=True)
+    assert abs(float(found.log_prob) - expectation(backbone, sequence)) < 4 * float(found.standard_error)
+
+
+def test_states_that_answers_share_are_run_once(backbone: tr.Backbone) -> None:
+    fact = tiny_facts(1)[0]
+    sequences = [encode(backbone, fact, answer=answer) for answer in ("kex key kez", "fix fiy fiz", "kex fiy kez")]
+    rows: list[int] = []
+    with Hooks(backbone, begin=lambda ids, called: rows.append(len(ids))):
+        together = log_likelihood(backbone, sequences, estimator="onestep")
+    alone = [float(log_likelihood(backbone, [s], estimator="onestep").log_prob) for s in sequences]
+    assert rows == [1]
+    assert together.log_prob.tolist() == pytest.approx(alone, rel=1e-6)
+
+
+@pytest.mark.parametrize("estimator", ["elbo_sum", "traj"])
+def test_half_precision_is_near(estimator: str) -> None:
+    whole, half = tiny_llada(), tiny_llada()
+    half.model.bfloat16()
+    sequence = encode(whole, tiny_facts(1)[0])
+    found = [log_likelihood(b, [sequence], estimator=estimator, samples=16).log_prob for b in (whole, half)]
+    assert float(found[1]) == pytest.approx(float(found[0]), rel=0.05)

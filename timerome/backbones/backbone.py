@@ -306,7 +306,7 @@ class Backbone:
         tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
         for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            digest.update(_whole(tensor.detach()).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     def fingerprint(self) -> str:
@@ -318,7 +318,7 @@ class Backbone:
         """
         digest = hashlib.sha256(f"{self.architecture.name}/{self.n_layers}/{self.hidden_size}".encode())
         for name, tensor in sorted(self.model.named_parameters(), key=lambda pair: pair[0]):
-            flat = tensor.detach().reshape(-1)
+            flat = _whole(tensor.detach()).reshape(-1)
             sample = flat[:: max(1, flat.numel() // 1024)][:1024].float().cpu().contiguous()
             digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.numpy().tobytes())
         return digest.hexdigest()[:16]
@@ -332,3 +332,8 @@ class Backbone:
 
     def __repr__(self) -> str:
         return f"Backbone({self.name}: {self.architecture.name}, {self.n_layers} layers, d = {self.hidden_size})"
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A tensor whose parts may be spread over processes, put together; each of them must ask for it."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

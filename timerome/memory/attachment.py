@@ -107,10 +107,15 @@ class Attachment:
         """Let the memory act; :meth:`remove` undoes it.
 
         Raises:
-            RuntimeError: it is attached already.
+            RuntimeError: it is attached already; or the model is sharded and the memory has a row gate.
         """
         if self._on:
             raise RuntimeError("Attachment.attach: this memory is attached already; remove() it first.")
+        if self.memory.gated and any(hasattr(p, "full_tensor") for p in self.backbone.model.parameters()):
+            raise RuntimeError(
+                "Attachment.attach: a row gate runs the model inside the model's own forward, which a model sharded "
+                "over processes cannot do; use strategy 'ddp' or a device_map, or build the memory with gate=None."
+            )
         self._on = True
         try:
             self._set_hooks()

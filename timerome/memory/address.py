@@ -220,7 +220,11 @@ def floor_of(backbone: Backbone, gate: Gate, mean: Tensor, bank: BankConfig) -> 
 
 
 def combined(gate: Gate, floor: float, cosines: Tensor, named: Tensor) -> Tensor:
-    """Score of sequences with edits: weighted mean of cosine and naming; -1 where another thing is about to be said."""
+    """Score of sequences with edits: weighted mean of cosine and naming; -1 where another thing is about to be said.
+
+    Half of a name is not a name: what two of them share ("Al-", "of") counts for nothing.
+    """
+    named = (2 * named - 1).clamp_min(0)
     return ((1 - gate.naming) * cosines + gate.naming * named).masked_fill(cosines <= floor, -1.0)
 
 

@@ -1,0 +1,132 @@
+"""Edits that come and go: 400 inserted one by one, then 200 undone; writes JSON and a plot.
+
+    python benchmarks/editing/lifecycle.py
+
+Every fact is to be answered by a refusal, behind a row gate. Measured on the way: seconds an insert and a denoising
+step against the number of edits, whether the first 50 still act after the last, what held-out facts lose. Undone are
+200 edits in an order drawn once; after each, its fact's log-probability is compared with the unedited model's, and at
+the end the memory with one built afresh of the facts that are left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from common import RESULTS, decode, exact, run
+
+import timerome as tr
+from timerome.diffusion import encode, log_likelihood
+from timerome.memory import REFUSAL
+from timerome.splits import scaling_split
+
+COUNTS = (1, 10, 50, 100, 200, 300, 400)
+BANK = tr.BankConfig((None, 32), (0.0, 0.5))
+HOW: dict[str, Any] = {"estimator": "lens", "alpha": 1.5, "sparsity": 0.0, "margin": 12.0, "bank": BANK}
+
+
+def seconds_a_step(backbone: tr.Backbone, prompts: list[str]) -> float:
+    """Median seconds of a denoising step of eight prompts, addressed before."""
+    times = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        tr.generate(backbone, prompts, canvas=32, config=tr.SamplerConfig(steps=8))
+        times.append((time.perf_counter() - begin) / 8)
+    return statistics.median(times)
+
+
+def measure(arguments: argparse.Namespace, report: Callable[[dict[str, Any]], None]) -> None:
+    """Insert, undo, compare."""
+    backbone, split = tr.load(arguments.model), scaling_split(400)
+    facts = split.forget.with_new_object(REFUSAL)[: arguments.facts]
+    held, first = split.held_out, facts[:50]
+    step_prompts = [fact.prompt for fact in held[:8]]
+
+    def log_prob(some: Any) -> torch.Tensor:
+        return log_likelihood(
+            backbone, [encode(backbone, f, answer=f.object) for f in some], estimator="onestep"
+        ).log_prob
+
+    def success(memory: tr.EditMemory) -> float:
+        texts = decode(backbone, [fact.prompt for fact in first], 32, 8, memory)
+        return statistics.fmean(exact(text, REFUSAL) for text in texts)
+
+    before, plain = log_prob(held), seconds_a_step(backbone, step_prompts)
+    related = tr.FactSet(fact for fact in split.calibrate if fact.id.startswith("tofu-retain"))
+    gate = tr.Gate(split.calibrate, related=related)
+    memory = tr.EditMemory.build(backbone, facts[:1], gate=gate, **HOW)
+    rows, inserts, early = [], [0.0], float("nan")
+    for n in range(1, len(facts) + 1):
+        if n > 1:
+            begin = time.perf_counter()
+            memory.insert(facts[n - 1], on_conflict="replace", **HOW)
+            inserts.append(time.perf_counter() - begin)
+        if n in COUNTS:
+            with memory.attached(backbone):
+                step = seconds_a_step(backbone, step_prompts)
+                change = log_prob(held) - before
+            early = success(memory) if n == 50 else early
+            rows.append({
+                "edits": n, "seconds_an_insert": statistics.median(inserts[-20:]), "seconds_a_step": step,
+                "seconds_a_step_plain": plain, "held_out_change_nats": float(change.mean()),
+                "held_out_worst_nats": float(change.min()), "bytes": memory.nbytes,
+            })  # fmt: skip
+            report({"inserts": rows})
+    report({"first_50": {"after_50": early, "after_the_last": success(memory), "in_force": len(memory.edits)}})
+
+    order = random.Random(0).sample([edit.id for edit in memory.edits], min(200, len(facts) // 2))
+    unedited = dict(zip(facts.ids, log_prob(facts).tolist(), strict=True))
+    largest = 0.0
+    for name in order:
+        fact = next(edit.fact for edit in memory.edits if edit.id == name)
+        memory.undo(name)
+        with memory.attached(backbone):
+            largest = max(largest, abs(float(log_prob([fact])) - unedited[fact.id]))
+    left = [edit.fact for edit in memory.edits]
+    again = tr.EditMemory.build(backbone, left, gate=gate, **HOW)
+    difference = 0.0
+    for fact in left[::4]:
+        ids = torch.tensor([backbone.encode(fact.prompt) + [backbone.mask_id] * 32])
+        outputs = []
+        for one in (memory, again):
+            with one.attached(backbone), torch.inference_mode():
+                outputs.append(backbone.logits(ids, ids == backbone.mask_id))
+        difference = max(difference, float((outputs[0] - outputs[1]).abs().max()))
+    report(
+        {
+            "undone": {
+                "edits": len(order),
+                "log_prob_restored_within_nats": largest,
+                "refit_logits_differ_by": difference,
+            }
+        }
+    )
+    plot(rows)
+
+
+def plot(rows: list[dict[str, Any]]) -> None:
+    """Cost against the number of edits."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    counts = [row["edits"] for row in rows]
+    for axis, name, label in zip(
+        figure.subplots(1, 2), ("seconds_an_insert", "seconds_a_step"), ("an insert", "a denoising step"), strict=True
+    ):
+        axis.plot(counts, [1000 * row[name] for row in rows], "o-", color="black", label="with the memory")
+        if name == "seconds_a_step":
+            axis.axhline(1000 * rows[0]["seconds_a_step_plain"], color="grey", linestyle="--", label="without")
+            axis.legend()
+        axis.set(xlabel="edits", ylabel=f"ms, {label}", ylim=(0, None))
+    FigureCanvasAgg(figure)
+    figure.savefig(RESULTS / "lifecycle.png", dpi=150)
+
+
+if __name__ == "__main__":
+    run("lifecycle", measure, facts=400)

@@ -81,12 +81,13 @@ def measure(arguments: argparse.Namespace, report: Callable[[dict[str, Any]], No
 
     order = random.Random(0).sample([edit.id for edit in memory.edits], min(200, len(facts) // 2))
     unedited = dict(zip(facts.ids, log_prob(facts).tolist(), strict=True))
-    largest = 0.0
+    off, another = [], 0
     for name in order:
         fact = next(edit.fact for edit in memory.edits if edit.id == name)
         memory.undo(name)
-        with memory.attached(backbone):
-            largest = max(largest, abs(float(log_prob([fact])) - unedited[fact.id]))
+        with memory.attached(backbone) as attachment:
+            off.append(abs(float(log_prob([fact])) - unedited[fact.id]))
+        another += bool(attachment.hits)  # another edit in force answers for this one's question
     left = [edit.fact for edit in memory.edits]
     again = tr.EditMemory.build(backbone, left, gate=gate, **HOW)
     difference = 0.0
@@ -97,15 +98,11 @@ def measure(arguments: argparse.Namespace, report: Callable[[dict[str, Any]], No
             with one.attached(backbone), torch.inference_mode():
                 outputs.append(backbone.logits(ids, ids == backbone.mask_id))
         difference = max(difference, float((outputs[0] - outputs[1]).abs().max()))
-    report(
-        {
-            "undone": {
-                "edits": len(order),
-                "log_prob_restored_within_nats": largest,
-                "refit_logits_differ_by": difference,
-            }
-        }
-    )
+    found = {
+        "restored_to_1e-3_nat": sum(nats <= 1e-3 for nats in off), "answered_by_another_edit": another,
+        "refit_logits_differ_by": difference,
+    }  # fmt: skip
+    report({"undone": {"edits": len(order), **found}})
     plot(rows)
 
 

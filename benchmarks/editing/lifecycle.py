@@ -60,7 +60,7 @@ def measure(arguments: argparse.Namespace, report: Callable[[dict[str, Any]], No
     related = tr.FactSet(fact for fact in split.calibrate if fact.id.startswith("tofu-retain"))
     gate = tr.Gate(split.calibrate, related=related)
     memory = tr.EditMemory.build(backbone, facts[:1], gate=gate, **HOW)
-    rows, inserts, early = [], [0.0], float("nan")
+    rows, inserts, early = [], [], float("nan")
     for n in range(1, len(facts) + 1):
         if n > 1:
             begin = time.perf_counter()
@@ -72,8 +72,8 @@ def measure(arguments: argparse.Namespace, report: Callable[[dict[str, Any]], No
                 change = log_prob(held) - before
             early = success(memory) if n == 50 else early
             rows.append({
-                "edits": n, "seconds_an_insert": statistics.median(inserts[-20:]), "seconds_a_step": step,
-                "seconds_a_step_plain": plain, "held_out_change_nats": float(change.mean()),
+                "edits": n, "seconds_an_insert": statistics.median(inserts[-20:]) if inserts else None,
+                "seconds_a_step": step, "seconds_a_step_plain": plain, "held_out_change_nats": float(change.mean()),
                 "held_out_worst_nats": float(change.min()), "bytes": memory.nbytes,
             })  # fmt: skip
             report({"inserts": rows})
@@ -116,7 +116,8 @@ def plot(rows: list[dict[str, Any]]) -> None:
     for axis, name, label in zip(
         figure.subplots(1, 2), ("seconds_an_insert", "seconds_a_step"), ("an insert", "a denoising step"), strict=True
     ):
-        axis.plot(counts, [1000 * row[name] for row in rows], "o-", color="black", label="with the memory")
+        taken = [(n, 1000 * row[name]) for n, row in zip(counts, rows, strict=True) if row[name] is not None]
+        axis.plot(*zip(*taken, strict=True), "o-", color="black", label="with the memory")
         if name == "seconds_a_step":
             axis.axhline(1000 * rows[0]["seconds_a_step_plain"], color="grey", linestyle="--", label="without")
             axis.legend()

@@ -126,8 +126,10 @@ def run(
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     begin = time.perf_counter()
+    # A path of this machine says nothing elsewhere.
+    given = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
     results: dict[str, Any] = {
-        "command": " ".join(["python", f"benchmarks/editing/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": " ".join(["python", f"benchmarks/editing/{Path(sys.argv[0]).name}", *given]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": {p: version(p) for p in ("timerome", "torch", "transformers")}
         | {"python": platform.python_version()},

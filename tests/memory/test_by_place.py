@@ -58,6 +58,21 @@ def test_it_needs_lens_targets_of_its_own_and_no_token_gate():
         tr.EditMemory.build(backbone, replaced, estimator="lens", gate=gate, by_place=True)
 
 
+def test_later_edits_are_made_as_the_first_were_unless_said_otherwise():
+    backbone, facts = tiny_llada(), [f.with_new_object("kex") for f in tiny_facts(4)]
+    negatives, bank = tr.FactSet(tiny_facts(8)[4:]), tr.BankConfig((None,))
+    how = {"estimator": "lens", "bank": bank}
+    for first in (True, False):
+        memory = tr.EditMemory.build(backbone, facts[:1], gate=tr.Gate(negatives), by_place=first, **how)
+        memory.update(facts[1])
+        memory.update(facts[2], by_place=not first)
+        assert [edit.settings.by_place for edit in memory.edits] == [first, first, not first]
+    gated = tr.EditMemory.build(backbone, facts[:1], gate=tr.Gate(negatives, token=True), **how)
+    with pytest.raises(ValueError, match="token gate"):
+        gated.update(facts[1], by_place=True)
+    assert len(gated.edits) == 1
+
+
 def test_a_name_tells_two_subjects_with_one_answer_apart():
     facts = tr.FactSet(tiny_facts(4))
     vector, other = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])

@@ -142,11 +142,6 @@ class EditMemory:
             raise FactError("EditMemory.build: expected at least one fact, got none.")
         first = coordinates_of(coordinate, facts[0], usual_coordinate(backbone, estimator))
         together = not (gate and gate.address) if shared is None else shared
-        token_gate = gate is not None and gate.token
-        if by_place and token_gate:
-            raise ValueError("EditMemory.build: a token gate compares with keys, which edits by_place do not have.")
-        if by_place is None:
-            by_place = estimator == "lens" and not together and not token_gate
         settings = Settings(
             coordinate=first[0],
             alpha=alpha,
@@ -159,7 +154,7 @@ class EditMemory:
             bank=bank or BankConfig(),
             shared=together,
             also=first[1:],
-            by_place=by_place,
+            by_place=_by_place(by_place, estimator, together, gate),
         )
         memory = cls(
             settings,
@@ -323,12 +318,11 @@ class EditMemory:
             set(changes) - {"alpha", "ridge", "sparsity", "rank", "beta", "estimator", "margin", "bank", "by_place"}
         ):
             raise TypeError(f"EditMemory: unknown settings {unknown}.")
-        token_gate = self.background.gate is not None and self.background.gate.token
-        possible = changes["estimator"] == "lens" and not self.settings.shared and not token_gate
-        changes = {"by_place": possible, **changes}
         same = changes["estimator"] == self.settings.estimator
         where = {} if same else {"coordinate": usual_coordinate(backbone, changes["estimator"]), "also": ()}
-        settings = replace(self.settings, **{**changes, **where})
+        wanted = changes.get("by_place", self.settings.by_place if same else None)
+        by_place = _by_place(wanted, changes["estimator"], self.settings.shared, self.background.gate)
+        settings = replace(self.settings, **{**changes, **where, "by_place": by_place})
         shared = ("alpha", "ridge", "sparsity", "beta")
         if settings.shared and any(getattr(settings, n) != getattr(self.settings, n) for n in shared):
             raise ValueError(f"EditMemory: all edits of a shared memory have the same {', '.join(shared)}.")
@@ -493,6 +487,14 @@ class EditMemory:
             f"EditMemory({len(self.edits)} facts at {s.coordinate}, {s.estimator}, alpha {s.alpha}, ridge {s.ridge}, "
             f"sparsity {s.sparsity}, gate {'+'.join(gates) or None}, {self.nbytes / 1024:.0f} KiB)"
         )
+
+
+def _by_place(wanted: bool | None, estimator: str, shared: bool, gate: Gate | None) -> bool:
+    """Whether edits are by place: as wanted, or where they can be."""
+    token_gate = gate is not None and gate.token
+    if wanted and token_gate:
+        raise ValueError("EditMemory.build: a token gate compares with keys, which edits by_place do not have.")
+    return estimator == "lens" and not shared and not token_gate if wanted is None else wanted
 
 
 def _several(facts: Fact | Iterable[Fact]) -> list[Fact]:

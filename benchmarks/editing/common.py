@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy.stats import binomtest
 
 import timerome as tr
 from timerome._files import write_text
@@ -100,11 +101,10 @@ def unchanged(
 
 def rate(count: int, n: int, name: str = "count") -> dict[str, Any]:
     """A share with its exact 95 % binomial interval (Clopper, Pearson 1934)."""
-    from scipy.stats import beta
-
-    low = float(beta.ppf(0.025, count, n - count + 1)) if count else 0.0
-    high = float(beta.ppf(0.975, count + 1, n - count)) if count < n else 1.0
-    return {name: count, "n": n, "share": count / n if n else math.nan, "interval": [low, high]}
+    if not n:
+        return {name: count, "n": n, "share": math.nan, "interval": [0.0, 1.0]}
+    interval = binomtest(count, n).proportion_ci(method="exact")
+    return {name: count, "n": n, "share": count / n, "interval": [interval.low, interval.high]}
 
 
 def run(

@@ -21,7 +21,7 @@ from common import LONG, SHORT, bank, owners, rate, run
 
 import timerome as tr
 from timerome.memory.address import threshold_of
-from timerome.splits import demo_split, editing_split, other_objects
+from timerome.splits import bundled_facts, demo_split, editing_split
 
 RATES = (0.01, 0.001)
 
@@ -41,16 +41,10 @@ def prompts_of(data: Path) -> list[str]:
     found += [r["prompt"] for r in json.loads((data / "counterfact" / "counterfact-flat.first1000.json").read_text())]
     found += [r["src"] for r in json.loads(next((data / "zsre").glob("*.json")).read_text())]
     found += [r["query"] for r in json.loads((data / "rwku" / "forget_level2.json").read_text())]
-    known = {p for fact in tr.FactSet([*other_objects(*[_relations()] * 2)]) for p in (fact.prompt, *fact.paraphrases)}
+    known = {p for fact in bundled_facts("relations") for p in (fact.prompt, *fact.paraphrases)}
     distinct = sorted(set(found) - known)
     random.Random(0).shuffle(distinct)
     return distinct
-
-
-def _relations() -> tr.FactSet:
-    from timerome.splits import bundled_facts
-
-    return bundled_facts("relations")
 
 
 def measure(arguments: argparse.Namespace, report: Callable[[dict[str, Any]], None]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import beta
+from scipy.stats import binomtest
 
 from benchmarks.results import Results, about
 from tests.tracing.circuits import Planting, traced
@@ -41,9 +41,8 @@ def judged(planting: Planting) -> dict[str, object]:
 
 def exact(successes: int, n: int) -> list[float]:
     """Clopper and Pearson's 95 % interval of a share."""
-    low = 0.0 if successes == 0 else float(beta.ppf(0.025, successes, n - successes + 1))
-    high = 1.0 if successes == n else float(beta.ppf(0.975, successes + 1, n - successes))
-    return [low, high]
+    found = binomtest(successes, n).proportion_ci(method="exact")
+    return [found.low, found.high]
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ def cosine_similarity(rows: Tensor, keys: Tensor) -> Tensor:
     return unit_rows @ torch.nn.functional.normalize(keys.float(), dim=-1).T
 
 
-def conformal_threshold(scores: Tensor, epsilon: float, *, confidence: float | None = None) -> float:
+def conformal_threshold(scores: Tensor, epsilon: float) -> float:
     """Threshold that a fresh negative's score reaches with probability at most ``epsilon`` (split conformal).
 
     With n calibration scores exchangeable with the fresh one, the ⌈(1 − ε)(n + 1)⌉-th smallest of them is exceeded with
@@ -29,14 +29,11 @@ def conformal_threshold(scores: Tensor, epsilon: float, *, confidence: float | N
     Args:
         scores: calibration scores of negatives, ``(n,)``.
         epsilon: promised rate, 0 < ε < 1. Below 1 / (n + 1) no n scores can promise it.
-        confidence: None promises the rate on average over calibration sets. 1 − δ promises it for a share 1 − δ of
-            them: as many scores may lie above the threshold as a binomial of n and ε is at most with probability δ.
 
     Raises:
         ValueError: no scores, some are not finite, ε is outside (0, 1) or too small for n.
 
-    Source: Vovk, Gammerman, Shafer 2005; Papadopoulos et al. 2002 (inductive conformal prediction); Vovk 2012 for the
-    promise given the calibration set.
+    Source: Vovk, Gammerman, Shafer 2005; Papadopoulos et al. 2002 (inductive conformal prediction).
 
     Example:
         >>> conformal_threshold(torch.arange(99.0), epsilon=0.01)
@@ -47,29 +44,13 @@ def conformal_threshold(scores: Tensor, epsilon: float, *, confidence: float | N
         raise ValueError(f"conformal_threshold: expected finite calibration scores, got {n} of them, not all finite.")
     if not 0 < epsilon < 1:
         raise ValueError(f"conformal_threshold: expected 0 < epsilon < 1, got {epsilon}.")
-    if confidence is not None and not 0 < confidence < 1:
-        raise ValueError(f"conformal_threshold: expected 0 < confidence < 1 or None, got {confidence}.")
-    if confidence is None:
-        rank, least = math.ceil((1 - epsilon) * (n + 1) - 1e-9), 1 / (n + 1)
-    else:
-        rank, least = n - _most_above(n, epsilon, 1 - confidence), 1 - (1 - confidence) ** (1 / n)
+    rank = math.ceil((1 - epsilon) * (n + 1) - 1e-9)
     if rank > n:
         raise ValueError(
-            f"conformal_threshold: {n} negatives can promise a false-trigger rate of at least {least:.2g}, not "
+            f"conformal_threshold: {n} negatives can promise a false-trigger rate of at least {1 / (n + 1):.2g}, not "
             f"{epsilon:g}; calibrate on more, or ask for less."
         )
     return float(scores.flatten().kthvalue(rank).values)
-
-
-def _most_above(n: int, epsilon: float, delta: float) -> int:
-    """The largest k with P(Binomial(n, ε) <= k) <= δ; -1 if there is none."""
-    k, total = -1, 0.0
-    while True:
-        log_term = math.lgamma(n + 1) - math.lgamma(k + 2) - math.lgamma(n - k)
-        total += math.exp(log_term + (k + 1) * math.log(epsilon) + (n - k - 1) * math.log1p(-epsilon))
-        if total > delta or k + 1 >= n:
-            return k
-        k += 1
 
 
 def name_overlap(texts: Sequence[Tensor], names: Sequence[Sequence[Sequence[int]]]) -> Tensor:

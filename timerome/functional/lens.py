@@ -79,8 +79,7 @@ def lens_targets(
         gap = (margin - (own - top)).clamp_min(0)
         if not (gap > 1e-3 * margin).any():
             break
-        spread = h - h.mean(-1, keepdim=True) if isinstance(norm, nn.LayerNorm) else h
-        rms = spread.pow(2).mean(-1).clamp_min(eps).sqrt()
+        rms = _size(norm, h)
         rows = norm_directions(norm, head_weight[tokens])[:, None] - norm_directions(norm, head_weight[index])
         rows = rows / rms[:, None, None] * (gap > 0)[..., None]
         gram = rows @ rows.mT
@@ -148,8 +147,7 @@ def shared_lens_target(
         where = where[widest > 1e-3 * margin]
         if not len(where):
             return delta
-        spread = h - h.mean(-1, keepdim=True) if isinstance(norm, nn.LayerNorm) else h
-        rms = spread.pow(2).mean(-1).clamp_min(torch.finfo(torch.float32).eps).sqrt()
+        rms = _size(norm, h)
         row = where // gap.shape[1]
         rows = (wanted - norm_directions(norm, head_weight[index.flatten()[where]])) / rms[row, None]
         gram = rows @ rows.T
@@ -200,6 +198,12 @@ def separating_direction(rows: Tensor, token: int, *, rounds: int = 2000) -> Ten
             break
         point = point + min(share, 1.0) * step
     return point / point.norm().clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def _size(norm: nn.Module, h: Tensor) -> Tensor:
+    """What the norm divides each row by, ``(n,)``."""
+    spread = h - h.mean(-1, keepdim=True) if isinstance(norm, nn.LayerNorm) else h
+    return spread.pow(2).mean(-1).clamp_min(torch.finfo(torch.float32).eps).sqrt()
 
 
 def _leads(logits: Tensor, token: int, rivals: int) -> tuple[Tensor, Tensor]:

@@ -125,12 +125,13 @@ class ByPlace:
         out, tokens = h, rows.positions("object")
         given = [range(len(self.tables))] * len(h) if chosen is None else chosen
         for row, edits in enumerate(given):
+            tables = [table for table in (self.tables[i] for i in edits) if table is not None]
+            if not tables or not tokens[row].any():
+                continue
             where = tokens[row].nonzero().flatten()
-            for table in (self.tables[i] for i in edits):
-                if table is None or not len(where):
-                    continue
-                if out is h:
-                    out = h.clone()
+            if out is h:
+                out = h.clone()
+            for table in tables:
                 places = rows.places[row, where].clamp(0, len(table) - 1).to(table.device)
                 out[row, where.to(h.device)] += table[places].to(h)
         return out

@@ -185,7 +185,6 @@ class Attachment:
         if _UNEDITED[id(self.backbone.model)]:
             return
         rows = self._rows = self._tracker.begin(ids, called)
-        everything = tuple(range(len(self.memory.edits)))
         self._allowed = self._sets_of(len(ids))
         if self.memory.gated:
             self._chosen = [(i,) if i >= 0 else () for i in self._address(rows, self._allowed)]
@@ -195,6 +194,7 @@ class Attachment:
             return
         else:
             index = {edit.id: i for i, edit in enumerate(self.memory.edits)}
+            everything = tuple(index.values())
             self._chosen = [
                 everything if allowed is None else tuple(sorted(index[name] for name in allowed))
                 for allowed in self._allowed

@@ -80,12 +80,13 @@ def _checked(record: Record, checks: Mapping[str, Check]) -> Record:
     return found
 
 
-def read_records(file: Path, checks: Mapping[str, Check]) -> list[Record]:
+def read_records(file: Path, checks: Mapping[str, Check], *, distinct: str | None = None) -> list[Record]:
     """Read a JSON array of objects, or one object a line, and check every record's fields.
 
     Args:
         file: the file.
         checks: what each field must be; fields that are not named are ignored.
+        distinct: a field that names the record, so that no two may have the same value.
 
     Returns:
         The checked fields of every record, in order; none is left out.
@@ -111,6 +112,14 @@ def read_records(file: Path, checks: Mapping[str, Check]) -> list[Record]:
             found.append(_checked(record, checks))
         except _FieldError as error:
             raise DataError(f"{file}, record {i}, field {error.field!r}: {error}.") from None
+    if distinct is not None:
+        names: dict[Any, int] = {}
+        for i, record in enumerate(found):
+            if (first := names.setdefault(record[distinct], i)) != i:
+                raise DataError(
+                    f"{file}, record {i}, field {distinct!r}: expected another id than record {first} has, got "
+                    f"{_short(record[distinct])}."
+                )
     return found
 
 

@@ -91,10 +91,10 @@ def read_counterfact(path: str | Path) -> list[CounterFactRecord]:
                 f"counterfact-{r['case_id']}", r["prompt"], r["subject"], r["target_new"], r["ground_truth"],
                 (r["rephrase_prompt"],), (r["locality_prompt"],), (), r["locality_ground_truth"], r["relation_id"],
             )
-            for r in read_records(file, _FLAT)
+            for r in read_records(file, _FLAT, distinct="case_id")
         ]  # fmt: skip
     found = []
-    for i, r in enumerate(read_records(file, _FULL)):
+    for i, r in enumerate(read_records(file, _FULL, distinct="case_id")):
         w = r["requested_rewrite"]
         paraphrases, neighbours, generation = (
             tuple(r[f"{kind}_prompts"]) for kind in ("paraphrase", "neighborhood", "generation")

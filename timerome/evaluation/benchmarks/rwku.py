@@ -33,7 +33,7 @@ _FILES: dict[str, dict[str, Check]] = {
     "forget_mia": {"text": text, "subject": text},
     "retain_mia": {"text": text},
     "triviaqa": {"question": text, "answers": texts},
-    "truthful": {"question": text, "mc1_targets": mapping({"choices": texts, "labels": lambda v: _labels(v)})},
+    "truthful": {"question": text, "mc1_targets": lambda v: _choices(v)},
     "fluency": {"instruction": text},
 }
 
@@ -175,9 +175,9 @@ def _add_probe(
     better: Better = "lower" if forget else "higher"
     sheet.add(name, scores, protocol.decoding, of=len(records), better=better, note=note)
     if probe == "forget_level3":
-        for kind, _ in sorted(Counter(r["type"] for r in records).items()):
+        for kind, of in sorted(Counter(r["type"] for r in records).items()):
             own = {r["id"]: scores[r["id"]] for r in records if r["type"] == kind and r["id"] in scores}
-            sheet.add(f"{name}.{kind.replace(' ', '_')}", own, protocol.decoding, better="lower")
+            sheet.add(f"{name}.{kind.replace(' ', '_')}", own, protocol.decoding, of=of, better="lower")
 
 
 def _add_all(sheet: Sheet, side: str, levels: Sequence[str]) -> None:
@@ -235,9 +235,15 @@ def _add_triviaqa(
         values = {
             r["id"]: answer_f1(_first_line(texts_of[r["id"]]), r["answers"]) for r in asked if r["id"] in texts_of
         }
-        note = "prompts are longer than the model's context" if records else "there is no file triviaqa.json"
+        note = "prompts are longer than the model's context" if asked else _no_questions(records)
         of = f"the file's first {SHOTS} as examples" if start else "no examples"
         sheet.add(name, values, f"F1 of normalised words, {of}; {protocol.decoding}", of=len(asked), note=note)
+
+
+def _no_questions(records: Sequence[Any]) -> str:
+    if not records:
+        return "there is no file triviaqa.json"
+    return f"triviaqa.json has {len(records)} questions, of which the first {SHOTS} are the examples"
 
 
 def _add_truthful(
@@ -286,6 +292,17 @@ def _decoded(
 
 def _first_line(decoded: str) -> str:
     return decoded.split("\n")[0].strip() or PLACEHOLDER
+
+
+_CHOICES = mapping({"choices": texts, "labels": lambda value: _labels(value)})
+
+
+def _choices(value: Any) -> dict[str, Any]:
+    found: dict[str, Any] = _CHOICES(value)
+    choices, labels = found["choices"], found["labels"]
+    if len(choices) != len(labels):
+        raise ValueError(f"as many labels as choices ({len(labels)} and {len(choices)})")
+    return found
 
 
 def _labels(value: Any) -> list[int]:

@@ -94,6 +94,7 @@ def test_a_flat_file_names_each_case_once_too(tmp_path):
         counterfact.read_counterfact(write(tmp_path / "flat.json", [FLAT, FLAT]))
 
 
+@pytest.mark.filterwarnings("ignore:FactSet.read")
 def test_published_files_are_read_whole():
     folder = published("counterfact")
     full = counterfact.read_counterfact(folder)

@@ -59,6 +59,7 @@ def test_malformed_questions_are_refused(tmp_path, field, content, message):
         read_knowedit(write(tmp_path / "k.json", [{**ROW, field: content}]))
 
 
+@pytest.mark.filterwarnings("ignore:FactSet.read")
 @pytest.mark.parametrize(("split", "n"), [("ZsRE", 258), ("wiki_counterfact", 300), ("wiki_recent", 120)])
 def test_published_files_are_read_whole(split, n):
     folder = published("knowedit")

@@ -76,6 +76,7 @@ def test_choices_without_one_right_answer_are_refused(tmp_path, targets, message
         read_rwku(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:FactSet.read")
 def test_published_files_are_read_whole():
     folder = published("rwku")
     found = read_rwku(folder)

@@ -39,6 +39,7 @@ def test_a_field_of_another_kind_is_refused(tmp_path):
         read_zsre(write(tmp_path / "zsre.json", [{**ROW, "portability": "On which river?"}]))
 
 
+@pytest.mark.filterwarnings("ignore:FactSet.read")
 def test_published_files_are_read_whole():
     folder = published("zsre")
     records = read_zsre(folder)

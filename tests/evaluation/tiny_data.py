@@ -99,7 +99,8 @@ def _zsre(folder: Path) -> None:
 
 def _knowedit(folder: Path) -> None:
     write(folder / "wiki_recent" / "recent.json", [
-        {"subject": f.subject, "prompt": f.prompt, "target_new": f.object, "rephrase_prompt": f"the city of {f.subject}",
+        {"subject": f.subject, "prompt": f.prompt,
+         "target_new": f.object, "rephrase_prompt": f"the city of {f.subject}",
          "portability": {"Reasoning": [{"prompt": f"where is {f.subject}", "ground_truth": [[f.object]]}]},
          "locality": {"Relation_Specificity": [{"prompt": f"the old {g.subject}", "ground_truth": [g.object]}]}}
         for f, g in zip(FACTS, reversed(FACTS), strict=True)

@@ -120,9 +120,9 @@ def test_append_errors(append, factor, g, error, message):
     [
         (torch.eye(2), 0, TypeError, "cholesky in float64"),
         (torch.zeros(2, 3).double(), 0, ValueError, r"shape \(n, n\)"),
-        (torch.eye(2).double(), 2, IndexError, "0 <= j < n = 2, got 2"),
-        (torch.eye(2).double(), -1, IndexError, "got -1"),
-        (torch.zeros(0, 0).double(), 0, IndexError, "n = 0"),
+        (torch.eye(2).double(), 2, ValueError, "0 <= j < n = 2, got 2"),
+        (torch.eye(2).double(), -1, ValueError, "got -1"),
+        (torch.zeros(0, 0).double(), 0, ValueError, "n = 0"),
     ],
 )
 def test_delete_errors(delete, factor, j, error, message):

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.library import Library
 
 from timerome import _backend
+from timerome.ops._arguments import check_alpha, check_writable
 from timerome.ops.sparsify_add import DTYPES, write_cpu
 
 _NAME = "sparse_lowrank_residual"
@@ -67,11 +68,8 @@ def full_float32(device_type: str) -> Iterator[None]:
 
 def passes_gate(scores: Tensor, row_norm: Tensor, key_norm: Tensor, threshold: float) -> Tensor:
     """Rows whose largest cosine similarity with a key reaches the threshold, from scores (..., N)."""
-    if key_norm.shape[-1] == 0:
-        return torch.zeros_like(row_norm, dtype=torch.bool)
-    cosine = scores / (row_norm.unsqueeze(-1) * key_norm)
-    # 0 / 0 for a row or key of norm zero, NaN for a row that holds one: neither reaches any threshold.
-    return cosine.nan_to_num(nan=-math.inf).amax(-1) >= threshold
+    # 0 / 0 for a row or key of norm zero, NaN for a row that holds one: neither reaches any threshold, not even -inf.
+    return (scores / (row_norm.unsqueeze(-1) * key_norm) >= threshold).any(-1)
 
 
 def system_of(edit: Edit, s: int | None, bounds: list[list[int]]) -> System:
@@ -99,8 +97,7 @@ def check(h: Tensor, edit: Edit) -> None:
     for label, tensor, rows in (("keys", edit.keys, "N"), ("values", edit.values, "M")):
         if tensor.dim() != 2 or tensor.shape[1] != d:
             raise ValueError(f"{_NAME}: expected {label} of shape ({rows}, {d}), d as in h, got {tuple(tensor.shape)}.")
-    if not math.isfinite(edit.alpha):
-        raise ValueError(f"{_NAME}: expected a finite alpha, got {edit.alpha}.")
+    check_alpha(_NAME, edit.alpha)
     if edit.gate_threshold is not None and math.isnan(edit.gate_threshold):
         raise ValueError(f"{_NAME}: expected a gate_threshold that is a number, got nan.")
     if not 0 <= edit.k <= d:
@@ -127,6 +124,7 @@ def check(h: Tensor, edit: Edit) -> None:
     for label in ("keys", "coef", "values", "mean", "row_mask", "edit_set", "offsets"):
         other = getattr(edit, label)
         if other is not None and other.device != h.device:
+            label = "segments.offsets" if label == "offsets" else label
             raise ValueError(f"{_NAME}: expected {label} on the device of h, {h.device}, got {other.device}.")
 
 
@@ -150,6 +148,8 @@ def _check_sets(h: Tensor, edit: Edit) -> None:
             f"{_NAME}: expected edit_set of shape {tuple(h.shape[:-2])}, one id per sequence of h, "
             f"got {tuple(edit.edit_set.shape)}."
         )
+    if not 0 <= edit.max_keys <= n:
+        raise ValueError(f"{_NAME}: expected segments.max_keys in 0 to {n}, the number of keys, got {edit.max_keys}.")
     if edit.offsets.dim() != 2 or edit.offsets.shape[0] < 1 or edit.offsets.shape[1] != 2:
         raise ValueError(f"{_NAME}: expected segments.offsets of shape (S + 1, 2), got {tuple(edit.offsets.shape)}.")
     if coef.dim() != 2 or coef.shape[0] != n or coef.shape[1] > m:
@@ -171,6 +171,12 @@ def bounds_of(edit: Edit) -> list[list[int]]:
         raise ValueError(
             f"{_NAME}: expected segments.offsets that rise from (0, 0) to (keys, values) = {(n, m)} by at most "
             f"{widest} values a set, got {bounds[:4]}{'...' if len(bounds) > 4 else ''}; see pack_edit_sets."
+        )
+    largest = max((k1 - k0 for (k0, _), (k1, _) in steps), default=0)
+    if largest > edit.max_keys:
+        raise ValueError(
+            f"{_NAME}: expected segments.max_keys of at least {largest}, the keys of the largest set, "
+            f"got {edit.max_keys}; see pack_edit_sets."
         )
     if edit.edit_set.numel():
         low, high = (int(x) for x in edit.edit_set.aminmax())
@@ -194,8 +200,7 @@ def _cpu(h: Tensor, edit: Edit, out: Tensor) -> Tensor:
     # An extension that was built before this kernel existed has no such attribute.
     if c is not None and few_keys(h, edit) and getattr(c, "lowrank_cpu_supported", False):
         return _few_keys_cpu(c, h, edit, out)
-    d = h.shape[-1]
-    rows, result = h.view(-1, d), out.view(-1, d)
+    rows, result = _rows(h), _rows(out)
     mask = None if edit.row_mask is None else edit.row_mask.reshape(-1)
     active = torch.zeros(rows.shape[0], dtype=torch.bool)
     bounds = bounds_of(edit)
@@ -222,8 +227,7 @@ def _few_keys_cpu(c: ModuleType, h: Tensor, edit: Edit, out: Tensor) -> Tensor:
     mask = None if edit.row_mask is None else edit.row_mask.contiguous()
     for start, stop, s in _runs(h, edit):
         if s == -1:
-            d = h.shape[-1]
-            _copy(h.view(-1, d), out.view(-1, d), start, stop)
+            _copy(_rows(h), _rows(out), start, stop)
             continue
         system = system_of(edit, s, bounds)
         keys, coef, values = (t.contiguous() for t in system[:3])
@@ -265,6 +269,11 @@ def _runs(h: Tensor, edit: Edit) -> list[tuple[int, int, int | None]]:
         else:
             runs.append((i * length, (i + 1) * length, s))
     return runs
+
+
+def _rows(h: Tensor) -> Tensor:
+    """Return h with one row after the other; -1 would not do where there are no entries."""
+    return h.reshape(math.prod(h.shape[:-1]), h.shape[-1])
 
 
 def _copy(rows: Tensor, result: Tensor, start: int, stop: int) -> None:
@@ -348,7 +357,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 def _cuda(h: Tensor, edit: Edit) -> tuple[Tensor, Tensor, Tensor]:
     """The rows, their residual, which of them are active; nothing here waits for the GPU."""
-    rows = h.reshape(-1, h.shape[-1])
+    rows = _rows(h)
     active = rows.new_ones(rows.shape[0], dtype=torch.bool) if edit.row_mask is None else edit.row_mask.reshape(-1)
     with full_float32(h.device.type):
         if edit.edit_set is None:
@@ -437,6 +446,7 @@ def _in_place_cpu(h: Tensor, *arguments: Any) -> Tensor:
     check(h, edit)
     if h.is_contiguous():
         return _cpu(h, edit, h)
+    check_writable(_NAME + "_", h)
     out, hits = _functional_cpu(h, *arguments)
     h.copy_(out)
     return hits
@@ -451,6 +461,7 @@ def _functional_cuda(h: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
 def _in_place_cuda(h: Tensor, *arguments: Any) -> Tensor:
     edit = Edit(*arguments)
     check(h, edit)
+    check_writable(_NAME + "_", h)
     out, hits = _on_cuda(h, edit, in_place=True)
     if out is not h:
         h.copy_(out)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from timerome import _backend
+from timerome.ops._arguments import check_tensors, integer, number
 from timerome.ops.ridge_cholesky import NotPositiveDefiniteError
 
 
@@ -29,8 +30,8 @@ def cholesky_append(cholesky: Tensor, g: Tensor, gnn: float) -> Tensor:
         The new factor, shape ``(n + 1, n + 1)``, float64.
 
     Raises:
-        TypeError: a dtype is not float64.
-        ValueError: shapes or devices disagree.
+        TypeError: a dtype is not float64, or ``gnn`` no number.
+        ValueError: shapes or devices disagree, or a diagonal entry is not positive.
         NotPositiveDefiniteError: the enlarged matrix is not positive definite.
 
     Source: Golub and Van Loan, Matrix Computations, 4th edition, section 6.5.4.
@@ -43,9 +44,9 @@ def cholesky_append(cholesky: Tensor, g: Tensor, gnn: float) -> Tensor:
                 [1., 3.]], dtype=torch.float64)
     """
     c = _backend.compiled()
+    gnn = _check_append(cholesky, g, gnn)
     if c is None or not cholesky.is_cpu:
         return cholesky_append_reference(cholesky, g, gnn)
-    _check_append(cholesky, g)
     n = cholesky.shape[0]
     cholesky, g, out = cholesky.contiguous(), g.contiguous(), cholesky.new_empty(n + 1, n + 1)
     if not c.cholesky_append_cpu(cholesky.data_ptr(), g.data_ptr(), gnn, out.data_ptr(), n):
@@ -65,8 +66,8 @@ def cholesky_append_reference(cholesky: Tensor, g: Tensor, gnn: float) -> Tensor
         As :func:`cholesky_append`.
 
     Raises:
-        TypeError: a dtype is not float64.
-        ValueError: shapes or devices disagree.
+        TypeError: a dtype is not float64, or ``gnn`` no number.
+        ValueError: shapes or devices disagree, or a diagonal entry is not positive.
         NotPositiveDefiniteError: the enlarged matrix is not positive definite.
 
     Example:
@@ -74,7 +75,7 @@ def cholesky_append_reference(cholesky: Tensor, g: Tensor, gnn: float) -> Tensor
         >>> cholesky_append_reference(torch.zeros(0, 0).double(), torch.zeros(0).double(), gnn=4.0)
         tensor([[2.]], dtype=torch.float64)
     """
-    _check_append(cholesky, g)
+    gnn = _check_append(cholesky, g, gnn)
     n = cholesky.shape[0]
     row = torch.linalg.solve_triangular(cholesky, g[:, None], upper=False)[:, 0]
     pivot = gnn - float(row @ row)
@@ -101,9 +102,8 @@ def cholesky_delete(cholesky: Tensor, j: int) -> Tensor:
         The new factor, shape ``(n - 1, n - 1)``, float64, with a positive diagonal.
 
     Raises:
-        TypeError: the dtype is not float64.
-        ValueError: the shape is not square.
-        IndexError: ``j`` is out of range.
+        TypeError: the dtype is not float64, or ``j`` no integer.
+        ValueError: the shape is not square, a diagonal entry not positive, or ``j`` out of range.
 
     Source: Golub and Van Loan, Matrix Computations, 4th edition, sections 6.5.3 and 6.5.4.
 
@@ -113,9 +113,9 @@ def cholesky_delete(cholesky: Tensor, j: int) -> Tensor:
         tensor([[5.]], dtype=torch.float64)
     """
     c = _backend.compiled()
+    j = _check_delete(cholesky, j)
     if c is None or not cholesky.is_cpu:
         return cholesky_delete_reference(cholesky, j)
-    _check_delete(cholesky, j)
     n = cholesky.shape[0]
     cholesky, out = cholesky.contiguous(), cholesky.new_empty(n - 1, n - 1)
     c.cholesky_delete_cpu(cholesky.data_ptr(), out.data_ptr(), n, j)
@@ -133,16 +133,15 @@ def cholesky_delete_reference(cholesky: Tensor, j: int) -> Tensor:
         As :func:`cholesky_delete`.
 
     Raises:
-        TypeError: the dtype is not float64.
-        ValueError: the shape is not square.
-        IndexError: ``j`` is out of range.
+        TypeError: the dtype is not float64, or ``j`` no integer.
+        ValueError: the shape is not square, a diagonal entry not positive, or ``j`` out of range.
 
     Example:
         >>> import torch
         >>> cholesky_delete_reference(torch.tensor([[2.0, 0.0], [3.0, 4.0]]).double(), 1)
         tensor([[2.]], dtype=torch.float64)
     """
-    _check_delete(cholesky, j)
+    j = _check_delete(cholesky, j)
     n = cholesky.shape[0]
     keep = [i for i in range(n) if i != j]
     # M = L without row j is (n - 1, n), and M Mᵀ is the wanted matrix; with Mᵀ = Q R it is Rᵀ R.
@@ -151,14 +150,22 @@ def cholesky_delete_reference(cholesky: Tensor, j: int) -> Tensor:
 
 
 def _check_factor(name: str, cholesky: Tensor) -> None:
+    check_tensors(name, cholesky=cholesky)
     if cholesky.dtype != torch.float64:
         raise TypeError(f"{name}: expected cholesky in float64, got {cholesky.dtype}; keep factors in float64.")
     if cholesky.dim() != 2 or cholesky.shape[0] != cholesky.shape[1]:
         raise ValueError(f"{name}: expected cholesky of shape (n, n), got {tuple(cholesky.shape)}.")
+    if cholesky.is_meta:
+        raise ValueError(f"{name}: expected cholesky to hold data, got a tensor on the meta device.")
+    # Rotations divide by the diagonal: without this, NaN would come out and nobody be told.
+    diagonal = cholesky.diagonal()
+    if not bool(((diagonal > 0) & diagonal.isfinite()).all()):
+        raise ValueError(f"{name}: expected cholesky with a positive, finite diagonal, got {diagonal.tolist()[:8]}.")
 
 
-def _check_append(cholesky: Tensor, g: Tensor) -> None:
+def _check_append(cholesky: Tensor, g: Tensor, gnn: float) -> float:
     _check_factor("cholesky_append", cholesky)
+    check_tensors("cholesky_append", g=g)
     n = cholesky.shape[0]
     if g.dtype != torch.float64:
         raise TypeError(f"cholesky_append: expected g in float64, got {g.dtype}; form inner products in float64.")
@@ -166,12 +173,15 @@ def _check_append(cholesky: Tensor, g: Tensor) -> None:
         raise ValueError(f"cholesky_append: expected g of shape ({n},), one entry per key, got {tuple(g.shape)}.")
     if g.device != cholesky.device:
         raise ValueError(f"cholesky_append: expected g on the device of cholesky, {cholesky.device}, got {g.device}.")
+    return number("cholesky_append", "gnn", gnn)
 
 
-def _check_delete(cholesky: Tensor, j: int) -> None:
+def _check_delete(cholesky: Tensor, j: int) -> int:
     _check_factor("cholesky_delete", cholesky)
+    j = integer("cholesky_delete", "j", j)
     if not 0 <= j < cholesky.shape[0]:
-        raise IndexError(f"cholesky_delete: expected 0 <= j < n = {cholesky.shape[0]}, got {j}.")
+        raise ValueError(f"cholesky_delete: expected 0 <= j < n = {cholesky.shape[0]}, got {j}.")
+    return j
 
 
 def _cannot_append(n: int) -> NotPositiveDefiniteError:

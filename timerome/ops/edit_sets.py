@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from timerome.ops._arguments import check_tensors
+
 
 class Segments(NamedTuple):
     """Which rows of packed keys and values belong to which edit set.
@@ -58,6 +60,7 @@ def pack_edit_sets(systems: Sequence[tuple[Tensor, Tensor, Tensor, Tensor | None
         The :class:`EditSets`; set s is ``systems[s]``.
 
     Raises:
+        TypeError: a system holds something else than tensors, or a dtype is not floating.
         ValueError: no system, or shapes, dtypes or devices disagree.
 
     Example:
@@ -68,8 +71,12 @@ def pack_edit_sets(systems: Sequence[tuple[Tensor, Tensor, Tensor, Tensor | None
         >>> sets.keys.shape, sets.segments.offsets.tolist(), sets.segments.max_keys
         (torch.Size([3, 4]), [[0, 0], [1, 1], [3, 2]], 2)
     """
+    if not isinstance(systems, Sequence):
+        raise TypeError(f"pack_edit_sets: expected a sequence of systems, got {type(systems).__name__}.")
     if not systems:
         raise ValueError("pack_edit_sets: expected at least one system, got none.")
+    for s, system in enumerate(systems):
+        _check_kinds(s, system)
     first = systems[0][0]
     for s, (keys, coef, values, mean) in enumerate(systems):
         d = first.shape[-1]
@@ -79,13 +86,17 @@ def pack_edit_sets(systems: Sequence[tuple[Tensor, Tensor, Tensor, Tensor | None
                 w in ("N", "M") or w == got for w, got in zip(shape, tensor.shape, strict=True)
             )
             if not fits:
-                raise ValueError(f"pack_edit_sets: expected {name} {s} of shape {shape}, got {tuple(tensor.shape)}.")
+                why = ", one row for each of keys and one column for each of values" if name == "coef" else ""
+                raise ValueError(
+                    f"pack_edit_sets: expected {name} {s} of shape {shape}{why}, got {tuple(tensor.shape)}."
+                )
             like = first if name == "keys" else systems[0][2] if name == "values" else None
             dtype = torch.float32 if like is None else like.dtype
-            if tensor.dtype != dtype or tensor.device != first.device:
+            if tensor.dtype != dtype:
+                raise ValueError(f"pack_edit_sets: expected {name} {s} in {dtype}, got {tensor.dtype}.")
+            if tensor.device != first.device:
                 raise ValueError(
-                    f"pack_edit_sets: expected {name} {s} in {dtype} on {first.device}, got {tensor.dtype} on "
-                    f"{tensor.device}."
+                    f"pack_edit_sets: expected {name} {s} on the device of keys 0, {first.device}, got {tensor.device}."
                 )
     widest = max(len(values) for _, _, values, _ in systems)
     sizes = torch.tensor([[0, 0]] + [[len(keys), len(values)] for keys, _, values, _ in systems])
@@ -100,3 +111,16 @@ def pack_edit_sets(systems: Sequence[tuple[Tensor, Tensor, Tensor, Tensor | None
         mean,
         Segments(sizes.cumsum(0).to(first.device), int(sizes[:, 0].max())),
     )
+
+
+def _check_kinds(s: int, system: tuple[Tensor, Tensor, Tensor, Tensor | None]) -> None:
+    if not isinstance(system, (tuple, list)) or len(system) != 4:
+        raise TypeError(f"pack_edit_sets: expected system {s} to be (keys, coef, values, mean), got {system!r:.80}.")
+    keys, coef, values, mean = system
+    tensors = {f"keys {s}": keys, f"coef {s}": coef, f"values {s}": values}
+    check_tensors("pack_edit_sets", **tensors if mean is None else {**tensors, f"mean {s}": mean})
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise TypeError(f"pack_edit_sets: expected {name} of a floating dtype, got {tensor.dtype}.")
+        if tensor.dim() != 2:
+            raise ValueError(f"pack_edit_sets: expected {name} to have two dimensions, got {tuple(tensor.shape)}.")

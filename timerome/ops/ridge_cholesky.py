@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.library import Library
 
 from timerome import _backend
+from timerome.ops._arguments import check_optional_tensors, check_tensors
 
 _lib = Library("timerome", "FRAGMENT")
 _lib.define(
@@ -133,11 +134,20 @@ def _check_arguments(
     keys: Tensor, values: Tensor | None, ridge: float | Sequence[float], lengths: Tensor | None
 ) -> Tensor:
     """Return the ridges, float64, of shape () or (number,)."""
+    check_tensors("ridge_cholesky", keys=keys)
+    check_optional_tensors("ridge_cholesky", values=values, lengths=lengths)
     if not keys.is_floating_point():
         raise TypeError(f"ridge_cholesky: expected keys of a floating dtype, got {keys.dtype}; convert them first.")
     if keys.dim() < 2:
         raise ValueError(f"ridge_cholesky: expected keys of shape (*batch, N, d), got {tuple(keys.shape)}.")
-    ridges = torch.as_tensor(ridge, dtype=torch.float64, device=keys.device)
+    if keys.is_meta:
+        raise ValueError("ridge_cholesky: expected keys to hold data, got a tensor on the meta device.")
+    try:  # on the CPU, so that a GPU is not waited for
+        ridges = torch.as_tensor(ridge, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise TypeError(
+            f"ridge_cholesky: expected ridge to be a number or a sequence of them, got {ridge!r}."
+        ) from None
     if ridges.dim() > 1 or not all(0.0 <= x < float("inf") for x in ridges.reshape(-1).tolist()):
         raise ValueError(
             f"ridge_cholesky: expected a finite ridge >= 0, or a sequence of them, got {ridge}; "
@@ -152,7 +162,9 @@ def _check_arguments(
                 f"got {tuple(values.shape)}."
             )
         if values.device != keys.device:
-            raise ValueError(f"ridge_cholesky: expected values on the device of keys, {keys.device}.")
+            raise ValueError(
+                f"ridge_cholesky: expected values on the device of keys, {keys.device}, got {values.device}."
+            )
     if lengths is not None:
         _check_lengths(lengths, keys.shape[:-2], keys.device)
         if lengths.numel() and not 0 <= int(lengths.min()) <= int(lengths.max()) <= keys.shape[-2]:
@@ -160,7 +172,7 @@ def _check_arguments(
                 f"ridge_cholesky: expected lengths from 0 to N = {keys.shape[-2]}, got {int(lengths.min())} to "
                 f"{int(lengths.max())}."
             )
-    return ridges
+    return ridges.to(keys.device)
 
 
 def ridge_cholesky_reference(
@@ -236,6 +248,8 @@ def _explain(factor: RidgeFactor, ridge: float | Sequence[float], relative: bool
 
 
 def _check(gram: Tensor, ridge: Tensor, lengths: Tensor | None) -> None:
+    check_tensors("ridge_cholesky", gram=gram, ridge=ridge)
+    check_optional_tensors("ridge_cholesky", lengths=lengths)
     if gram.dtype != torch.float64 or ridge.dtype != torch.float64:
         raise TypeError(f"ridge_cholesky: expected gram and ridge in float64, got {gram.dtype} and {ridge.dtype}.")
     if gram.dim() < 2 or gram.shape[-1] != gram.shape[-2]:

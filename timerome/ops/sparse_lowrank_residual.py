@@ -8,6 +8,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from timerome.ops._arguments import check_optional_tensors, check_tensors, integer, number
 from timerome.ops._lowrank import Edit, bounds_of, check, full_float32, passes_gate, system_of
 from timerome.ops.edit_sets import Segments
 from timerome.ops.sparsify_add import sparsify_add_reference
@@ -24,12 +25,16 @@ def kept_count(d: int, sparsity: float) -> int:
         The count, 0 only for d = 0.
 
     Raises:
-        ValueError: ``sparsity`` is outside [0, 1).
+        TypeError: an argument is no number.
+        ValueError: ``sparsity`` is outside [0, 1), or ``d`` is negative.
 
     Example:
         >>> kept_count(10, 0.7), math.ceil((1 - 0.7) * 10)
         (3, 4)
     """
+    d, sparsity = integer("kept_count", "d", d), number("kept_count", "sparsity", sparsity)
+    if d < 0:
+        raise ValueError(f"kept_count: expected d >= 0, the length of a row, got {d}.")
     if not 0.0 <= sparsity < 1.0:
         raise ValueError(f"kept_count: expected sparsity in [0, 1), the fraction that is dropped, got {sparsity}.")
     # q is rarely a binary fraction. A slack of 1e-6 a entry also covers a q that was once stored in float32.
@@ -127,7 +132,7 @@ def sparse_lowrank_residual(
         (a tensor, so that counting does not wait for the GPU).
 
     Raises:
-        TypeError: a dtype is unsupported.
+        TypeError: a dtype or an argument's kind is unsupported.
         ValueError: shapes or devices disagree, ``sparsity`` is outside [0, 1), ``alpha`` is not finite, or an id or an
             offset is out of range.
 
@@ -143,10 +148,8 @@ def sparse_lowrank_residual(
         tensor([[2., 8., 2.],
                 [0., 1., 0.]])
     """
-    offsets, max_keys = (None, 0) if segments is None else segments
-    out, hits = torch.ops.timerome.sparse_lowrank_residual(
-        h, keys, coef, values, mean, row_mask, edit_set, offsets, max_keys, gate_threshold, alpha, _kept(h, sparsity)
-    )
+    edit = _edit(h, keys, coef, values, mean, row_mask, edit_set, segments, gate_threshold, alpha, sparsity)
+    out, hits = torch.ops.timerome.sparse_lowrank_residual(h, *edit)
     return (out, hits) if return_hits else out
 
 
@@ -183,7 +186,7 @@ def sparse_lowrank_residual_(
         How many rows of each sequence were let through, int64 ``(*batch,)``.
 
     Raises:
-        TypeError: a dtype is unsupported.
+        TypeError: a dtype or an argument's kind is unsupported.
         ValueError: as :func:`sparse_lowrank_residual`.
         RuntimeError: a gradient would have to be recorded.
 
@@ -196,14 +199,12 @@ def sparse_lowrank_residual_(
         tensor([[4., 2.],
                 [0., 1.]])
     """
+    edit = _edit(h, keys, coef, values, mean, row_mask, edit_set, segments, gate_threshold, alpha, sparsity)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (h, keys, coef, values)):
         raise RuntimeError(
             "sparse_lowrank_residual_: has no gradient; call it under torch.no_grad() or torch.inference_mode()."
         )
-    offsets, max_keys = (None, 0) if segments is None else segments
-    hits: Tensor = torch.ops.timerome.sparse_lowrank_residual_(
-        h, keys, coef, values, mean, row_mask, edit_set, offsets, max_keys, gate_threshold, alpha, _kept(h, sparsity)
-    )
+    hits: Tensor = torch.ops.timerome.sparse_lowrank_residual_(h, *edit)
     return hits
 
 
@@ -242,7 +243,7 @@ def sparse_lowrank_residual_reference(
         As :func:`sparse_lowrank_residual`. Two orders of summation in r can swap entries at the selection's threshold.
 
     Raises:
-        TypeError: a dtype is unsupported.
+        TypeError: a dtype or an argument's kind is unsupported.
         ValueError: as :func:`sparse_lowrank_residual`.
 
     Example:
@@ -251,9 +252,7 @@ def sparse_lowrank_residual_reference(
         >>> sparse_lowrank_residual_reference(2 * one, one, one, 3 * one)
         tensor([[8.]])
     """
-    offsets, max_keys = (None, 0) if segments is None else segments
-    k = _kept(h, sparsity)
-    edit = Edit(keys, coef, values, mean, row_mask, edit_set, offsets, max_keys, gate_threshold, alpha, k)
+    edit = _edit(h, keys, coef, values, mean, row_mask, edit_set, segments, gate_threshold, alpha, sparsity)
     check(h, edit)
     sequences = h.reshape(math.prod(h.shape[:-2]), *h.shape[-2:])
     masks = torch.ones(sequences.shape[:-1], dtype=torch.bool, device=h.device)
@@ -275,11 +274,39 @@ def sparse_lowrank_residual_reference(
         if gate_threshold is not None:
             own = system.keys[: len(system.values)]
             active = active & passes_gate(scores[:, : len(own)], x.norm(dim=-1), own.norm(dim=-1), gate_threshold)
-        outs.append(sparsify_add_reference(sequence, residual, k, alpha, active))
+        outs.append(sparsify_add_reference(sequence, residual, edit.k, alpha, active))
         hits.append(active.sum())
     out = torch.stack(outs).reshape(h.shape) if outs else h.clone()
     counts = torch.stack(hits).reshape(h.shape[:-2]) if hits else torch.zeros(h.shape[:-2], dtype=torch.int64)
     return (out, counts.to(h.device)) if return_hits else out
+
+
+def _edit(
+    h: Tensor,
+    keys: Tensor,
+    coef: Tensor,
+    values: Tensor,
+    mean: Tensor | None,
+    row_mask: Tensor | None,
+    edit_set: Tensor | None,
+    segments: Segments | None,
+    gate_threshold: float | None,
+    alpha: float,
+    sparsity: float,
+) -> Edit:
+    """What the ops take besides h; raises TypeError for arguments of the wrong kind. The ops check the rest."""
+    name = "sparse_lowrank_residual"
+    check_tensors(name, h=h, keys=keys, coef=coef, values=values)
+    check_optional_tensors(name, mean=mean, row_mask=row_mask, edit_set=edit_set)
+    offsets, max_keys = None, 0
+    if segments is not None:
+        if not isinstance(segments, Segments):
+            raise TypeError(f"{name}: expected segments as pack_edit_sets returns them, got {type(segments).__name__}.")
+        check_tensors(name, **{"segments.offsets": segments.offsets})
+        offsets, max_keys = segments.offsets, integer(name, "segments.max_keys", segments.max_keys)
+    tau = None if gate_threshold is None else number(name, "gate_threshold", gate_threshold)
+    k = _kept(h, number(name, "sparsity", sparsity))
+    return Edit(keys, coef, values, mean, row_mask, edit_set, offsets, max_keys, tau, number(name, "alpha", alpha), k)
 
 
 def _kept(h: Tensor, sparsity: float) -> int:

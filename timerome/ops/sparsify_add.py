@@ -10,6 +10,14 @@ from torch import Tensor
 from torch.library import Library
 
 from timerome import _backend
+from timerome.ops._arguments import (
+    check_alpha,
+    check_optional_tensors,
+    check_tensors,
+    check_writable,
+    integer,
+    number,
+)
 
 # The codes of csrc/kernels.h.
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -48,8 +56,8 @@ def sparsify_add(h: Tensor, r: Tensor, k: int, alpha: float = 1.0, mask: Tensor 
         New tensor of the shape and dtype of ``h``, contiguous.
 
     Raises:
-        TypeError: a dtype is unsupported.
-        ValueError: shapes or devices disagree, or ``k`` is out of range.
+        TypeError: a dtype or an argument's kind is unsupported.
+        ValueError: shapes or devices disagree, ``k`` is out of range, or ``alpha`` is not finite in float32.
 
     Source: the sparsification of TimeROME-DLM (Yao et al. 2026, arXiv 2606.12841), there given by the fraction q that
     is dropped; the tie rule is ours.
@@ -62,6 +70,7 @@ def sparsify_add(h: Tensor, r: Tensor, k: int, alpha: float = 1.0, mask: Tensor 
         tensor([[ 0.0000, -1.5000,  1.0000,  0.0000],
                 [ 0.5000,  0.5000,  0.0000,  0.0000]])
     """
+    k, alpha = _check_kinds(h, r, k, alpha, mask)
     return torch.ops.timerome.sparsify_add(h, r, mask, alpha, k)
 
 
@@ -79,8 +88,8 @@ def sparsify_add_(h: Tensor, r: Tensor, k: int, alpha: float = 1.0, mask: Tensor
         ``h``.
 
     Raises:
-        TypeError: a dtype is unsupported.
-        ValueError: shapes or devices disagree, or ``k`` is out of range.
+        TypeError: a dtype or an argument's kind is unsupported.
+        ValueError: shapes or devices disagree, ``k`` is out of range, or ``alpha`` is not finite in float32.
         RuntimeError: a gradient would have to be recorded.
 
     Example:
@@ -90,6 +99,7 @@ def sparsify_add_(h: Tensor, r: Tensor, k: int, alpha: float = 1.0, mask: Tensor
         >>> h
         tensor([ 0., -3.,  0.])
     """
+    k, alpha = _check_kinds(h, r, k, alpha, mask)
     if torch.is_grad_enabled() and (h.requires_grad or r.requires_grad):
         raise RuntimeError("sparsify_add_: has no gradient; call it under torch.no_grad() or torch.inference_mode().")
     torch.ops.timerome.sparsify_add_(h, r, mask, alpha, k)
@@ -110,15 +120,16 @@ def sparsify_add_reference(h: Tensor, r: Tensor, k: int, alpha: float = 1.0, mas
         As :func:`sparsify_add`, bit for bit except for the payload of a NaN.
 
     Raises:
-        TypeError: a dtype is unsupported.
-        ValueError: shapes or devices disagree, or ``k`` is out of range.
+        TypeError: a dtype or an argument's kind is unsupported.
+        ValueError: shapes or devices disagree, ``k`` is out of range, or ``alpha`` is not finite in float32.
 
     Example:
         >>> import torch
         >>> sparsify_add_reference(torch.ones(3), torch.tensor([1.0, -3.0, 2.0]), k=2)
         tensor([ 1., -2.,  3.])
     """
-    _check(h, r, mask, k)
+    k, alpha = _check_kinds(h, r, k, alpha, mask)
+    _check(h, r, mask, alpha, k)
     if k == 0 or h.numel() == 0:
         return h.clone(memory_format=torch.contiguous_format)
     # A float's bits without the sign, read as an integer, order like its magnitude, with every NaN above infinity.
@@ -131,7 +142,13 @@ def sparsify_add_reference(h: Tensor, r: Tensor, k: int, alpha: float = 1.0, mas
     return torch.where(keep, (h.float() + alpha * r).to(h.dtype), h).contiguous()
 
 
-def _check(h: Tensor, r: Tensor, mask: Tensor | None, k: int) -> None:
+def _check_kinds(h: Tensor, r: Tensor, k: int, alpha: float, mask: Tensor | None) -> tuple[int, float]:
+    check_tensors("sparsify_add", h=h, r=r)
+    check_optional_tensors("sparsify_add", mask=mask)
+    return integer("sparsify_add", "k", k), number("sparsify_add", "alpha", alpha)
+
+
+def _check(h: Tensor, r: Tensor, mask: Tensor | None, alpha: float, k: int) -> None:
     # Formatting is kept out of the checks: they run at every forward of an edited model.
     if h.dtype not in DTYPES:
         raise TypeError(f"sparsify_add: expected h in float32, float16 or bfloat16, got {h.dtype}; convert it first.")
@@ -143,6 +160,7 @@ def _check(h: Tensor, r: Tensor, mask: Tensor | None, k: int) -> None:
         )
     if not 0 <= k <= h.shape[-1]:
         raise ValueError(f"sparsify_add: expected 0 <= k <= d = {h.shape[-1]}, got k = {k}.")
+    check_alpha("sparsify_add", alpha)
     if h.device != r.device:
         raise ValueError(f"sparsify_add: expected h and r on one device, got {h.device} and {r.device}.")
     if mask is not None:
@@ -208,17 +226,18 @@ def _register(key: str, write: Callable[[Tensor, Tensor, Tensor | None, float, i
     """Make the functional and the in-place op for one device out of its function that writes to a given tensor."""
 
     def functional(h: Tensor, r: Tensor, mask: Tensor | None, alpha: float, k: int) -> Tensor:
-        _check(h, r, mask, k)
+        _check(h, r, mask, alpha, k)
         h = h.contiguous()
         out = torch.empty_like(h)
         write(h, r, mask, alpha, k, out)
         return out
 
     def in_place(h: Tensor, r: Tensor, mask: Tensor | None, alpha: float, k: int) -> None:
-        _check(h, r, mask, k)
+        _check(h, r, mask, alpha, k)
         if h.is_contiguous():
             write(h, r, mask, alpha, k, h)
         else:
+            check_writable("sparsify_add_", h)
             h.copy_(functional(h, r, mask, alpha, k))
 
     _lib.impl("sparsify_add", functional, key)
@@ -231,13 +250,13 @@ _register("CUDA", write_cuda)
 
 @torch.library.register_fake("timerome::sparsify_add", lib=_lib)
 def _(h: Tensor, r: Tensor, mask: Tensor | None, alpha: float, k: int) -> Tensor:
-    _check(h, r, mask, k)
+    _check(h, r, mask, alpha, k)
     return torch.empty_like(h, memory_format=torch.contiguous_format)
 
 
 @torch.library.register_fake("timerome::sparsify_add_", lib=_lib)
 def _(h: Tensor, r: Tensor, mask: Tensor | None, alpha: float, k: int) -> None:
-    _check(h, r, mask, k)
+    _check(h, r, mask, alpha, k)
 
 
 def _no_gradient(ctx: Any, grad: Tensor) -> None:

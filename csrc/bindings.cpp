@@ -87,6 +87,20 @@ PYBIND11_MODULE(_C, m) {
               "sparsify_add");
       },
       nogil);
+  m.def("ridge_cuda_max_n", [](int device) {
+    int64_t n = 0;
+    check(timerome::ridge_cuda_max_n(device, &n), "ridge_cholesky");
+    return n;
+  });
+  m.def(
+      "ridge_cuda",
+      [](Address gram, Address ridge, Address lengths, Address inverse, Address cholesky, Address info, int64_t systems,
+         int64_t batch, int64_t n, int device, Address stream) {
+        check(timerome::ridge_cuda(at<double>(gram), at<double>(ridge), at<int64_t>(lengths), at<double>(inverse),
+                                   at<double>(cholesky), at<int>(info), systems, batch, n, device, at<void>(stream)),
+              "ridge_cholesky");
+      },
+      nogil);
 #else
   m.attr("built_with_cuda") = false;
 #endif

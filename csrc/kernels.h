@@ -41,6 +41,13 @@ constexpr int64_t kSparsifyAddCudaMaxD = 8192;  // the row lives in registers: 3
 int sparsify_add_cuda(const void* h, const float* r, void* out, const uint8_t* mask, int64_t rows, int64_t d, int64_t k,
                       float alpha, int dtype, int device, void* stream);
 
+// Inverse and Cholesky factor of G + rho I in float64, each system in the shared memory of one block of threads: the
+// lower triangles of gram (batch, n, n), of which lengths (batch) says how much counts, null for n; ridge, info (systems)
+// and inverse, cholesky (systems, n, n), systems a multiple of batch. The largest n depends on the device.
+int ridge_cuda_max_n(int device, int64_t* n);
+int ridge_cuda(const double* gram, const double* ridge, const int64_t* lengths, double* inverse, double* cholesky,
+               int* info, int64_t systems, int64_t batch, int64_t n, int device, void* stream);
+
 int cuda_device_count(int* count);
 int cuda_versions(int* runtime, int* driver);
 const char* cuda_error_string(int error);

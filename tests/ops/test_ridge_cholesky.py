@@ -87,6 +87,16 @@ def test_failure_does_not_touch_other_entries(device):
     torch.testing.assert_close(inverse[3].cpu(), torch.eye(3).double() / 3.5)
 
 
+def test_first_failure_is_named(device):
+    """A pivot that is all rounding error, before one that is negative."""
+    gram = torch.eye(4).double()
+    gram[1, 0] = gram[0, 1] = 1.0
+    gram[1, 1] += torch.finfo(torch.float64).eps
+    gram[3, 3] = -1.0
+    systems = torch.stack([gram, torch.eye(4).double()]).to(device)
+    assert torch.ops.timerome.ridge_cholesky(systems, systems.new_zeros(2), None)[2].tolist() == [2, 0]
+
+
 @pytest.mark.parametrize("batch", [(), (3,)])
 def test_opcheck(batch, device):
     k = torch.randn(*batch, 4, 6, dtype=torch.float64, device=device)

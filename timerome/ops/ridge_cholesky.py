@@ -218,9 +218,10 @@ def ridge_cholesky_reference(
     cholesky, info = torch.linalg.cholesky_ex(system)
     # A pivot that is all rounding error would pass for a positive one.
     pivots = cholesky.diagonal(dim1=-2, dim2=-1).square()
-    lost = (pivots <= n * torch.finfo(gram.dtype).eps * system.diagonal(dim1=-2, dim2=-1)).to(torch.int32)
-    first = lost.argmax(-1).to(info.dtype) + 1 if n else torch.zeros_like(info)
-    info = torch.where((info == 0) & lost.any(-1), first, info)
+    lost = pivots <= n * torch.finfo(gram.dtype).eps * system.diagonal(dim1=-2, dim2=-1)
+    order = torch.arange(1, n + 1, dtype=info.dtype, device=gram.device)
+    lost &= (info == 0)[..., None] | (order < info[..., None])  # beyond a failure the factor means nothing
+    info = torch.where(lost.any(-1), lost.to(torch.int32).argmax(-1).to(info.dtype) + 1, info) if n else info
     info = torch.where(finite, info, -1)
     good = (info == 0)[..., None, None]
     cholesky = torch.where(good, cholesky, eye)

@@ -1,16 +1,18 @@
 // A CUDA block on the CPU, for tests: one fibre per CUDA thread, blocks run one after another on one OS thread.
 //
 // Include the CUDA headers that the kernel needs first, then this, then the kernel's header. It shows wrong arithmetic,
-// wrong indices, divergent barriers and stray writes; it shows no races and no timing, for which a GPU is needed.
+// wrong indices, divergent barriers and stray writes; it shows few races and no timing, for which a GPU is needed.
 #pragma once
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <functional>
 #include <stdexcept>
 #include <vector>
 
+#define TIMEROME_DEVICE_CUH  // this file has its own of what csrc/device.cuh holds
 #undef __shared__
 #undef __global__
 #undef __device__
@@ -41,7 +43,10 @@ inline ucontext_t scheduler;
 inline std::function<void()> body;
 inline int current;
 inline Index block, grid;
+inline int threads;
 inline uint64_t exchange_slot[32][32];  // [warp][lane]
+inline std::vector<uint64_t> shared;    // the shared memory whose size is given at the launch, and a guard behind it
+constexpr uint64_t kGarbage = 0xfff1a5a5a5a5a5a5;  // a NaN, as float and as double
 
 inline void run_body() {
   body();
@@ -67,7 +72,7 @@ inline bool release(State barrier, int from, int to) {
   return any;
 }
 
-inline void run_block(int threads) {
+inline void run_block() {
   if (int(fibres.size()) < threads) fibres.resize(threads);
   for (int i = 0; i < threads; i++) {
     Fibre& f = fibres[i];
@@ -80,7 +85,8 @@ inline void run_block(int threads) {
   }
   for (;;) {
     bool ran = false, left = false;
-    for (current = 0; current < threads; current++) {
+    for (int i = 0; i < threads; i++) {
+      current = block.x % 2 ? threads - 1 - i : i;  // both orders, so that some races show, too
       if (fibres[current].state == State::kReady) {
         swapcontext(&scheduler, &fibres[current].context);
         ran = true;
@@ -96,18 +102,43 @@ inline void run_block(int threads) {
 }
 
 template <class F>
-void launch(int blocks, int threads, F kernel) {
+void launch(int blocks, int threads_, int64_t shared_bytes, F kernel) {
   body = kernel;
+  threads = threads_;
   grid = {blocks};
-  for (block.x = 0; block.x < blocks; block.x++) run_block(threads);
+  const size_t words = (shared_bytes + 7) / 8;
+  for (block.x = 0; block.x < blocks; block.x++) {
+    shared.assign(words + 64, kGarbage);
+    run_block();
+    if (std::count(shared.begin() + words, shared.end(), kGarbage) != 64)
+      throw std::runtime_error("a write behind the shared memory");
+  }
 }
 
 }  // namespace emulator
+
+namespace timerome {
+
+template <class T>
+T* dynamic_shared() {
+  return reinterpret_cast<T*>(emulator::shared.data());
+}
+
+}  // namespace timerome
 
 #define threadIdx (emulator::Index{emulator::current})
 #define blockIdx emulator::block
 #define gridDim emulator::grid
 #define __syncthreads() emulator::wait(emulator::State::kAtBlockBarrier)
+
+inline int __syncthreads_or(int vote) {
+  emulator::exchange_slot[emulator::current / 32][emulator::current % 32] = vote;
+  __syncthreads();
+  int any = 0;
+  for (int i = 0; i < emulator::threads; i++) any |= emulator::exchange_slot[i / 32][i % 32] != 0;
+  __syncthreads();
+  return any;
+}
 
 template <class T>
 T __shfl_up_sync(unsigned, T value, int offset) {

@@ -2,15 +2,13 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include <algorithm>
-
 #include "emulator.h"
 #include "sparsify_add_kernel.cuh"
 
 template <class T, int kPerThread>
 static void run(bool aligned, const void* h, const float* r, void* out, const uint8_t* mask, int64_t rows, int d, int k,
                 float alpha, int blocks) {
-  emulator::launch(blocks, timerome::kThreads, [=] {
+  emulator::launch(blocks, timerome::kThreads, 0, [=] {
     const T* in = static_cast<const T*>(h);
     T* to = static_cast<T*>(out);
     if (aligned)

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from timerome.evaluation import Absent, Measurement, UnlikeMeasurementsError, average, composite, paired
+from timerome.evaluation import Absent, Measurement, UnlikeMeasurementsError, average, paired
 from timerome.evaluation.measurement import result_from_dict
-from timerome.evaluation.metrics.tofu import harmonic_mean
 
 VALUES = {"a": 1.0, "b": 0.0, "c": 1.0, "d": 0.5}
 
@@ -66,29 +65,6 @@ def test_pooling_parts_is_measuring_the_whole(values, cut):
     parts = [dict(list(named.items())[:cut]), dict(list(named.items())[cut:])]
     pooled = average([measured(part) for part in parts if part])
     assert pooled == measured(named)
-
-
-def test_a_composite_is_its_definition_and_absent_with_a_term():
-    terms = {"x": measured({"a": 1.0, "b": 1.0}), "y": measured({"a": 0.5, "b": 0.5}, metric="ps")}
-    found = composite("hm", terms, harmonic_mean, definition="harmonic mean")
-    assert found.value == pytest.approx(2 / 3)
-    assert found.standard_error == pytest.approx(0.0, abs=1e-12)
-    assert "harmonic mean" in found.protocol
-    gone = composite("hm", {**terms, "z": Absent("z", "no holdout set")}, harmonic_mean, definition="harmonic mean")
-    assert isinstance(gone, Absent)
-    assert "no holdout set" in gone.reason
-
-
-def test_a_composite_interval_covers_the_truth_about_as_often_as_it_says():
-    rng, inside = np.random.default_rng(0), 0
-    for _ in range(60):
-        terms = {
-            name: measured({str(i): v for i, v in enumerate(rng.beta(a, b, 60))}, metric=name)
-            for name, a, b in (("x", 2, 2), ("y", 4, 1))
-        }
-        found = composite("hm", terms, harmonic_mean, definition="harmonic mean", resamples=200)
-        inside += found.low <= harmonic_mean([0.5, 0.8]) <= found.high
-    assert 51 <= inside <= 60
 
 
 def test_paired_conditions_have_difference_interval_p_value_and_effect_size():

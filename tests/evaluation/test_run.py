@@ -121,6 +121,22 @@ def test_settings_are_all_that_results_depend_on_and_no_path(done, benchmark):
     assert str(data.parent) not in (out / "results.json").read_text()
 
 
+@each
+def test_every_comparison_that_can_be_paired_is(done, benchmark):
+    report = done[benchmark][2]
+    compared = {p.metric: p for p in report.paired["edited"]}
+    for before, after in zip(*report.conditions.values(), strict=True):
+        both = isinstance(before, Measurement) and isinstance(after, Measurement)
+        assert (before.metric in compared) == both
+        if both:
+            p = compared[before.metric]
+            assert p.difference == pytest.approx(after.value - before.value)
+            assert 0 < p.p_value <= 1 and p.n == before.n
+            assert p.n == 1 or p.low <= p.difference + 1e-9 and p.difference - 1e-9 <= p.high
+    whole = {"tofu": "tofu.model_utility", "counterfact": "counterfact.S", "rwku": "rwku.mia.AUC.LOSS"}
+    assert benchmark not in whole or whole[benchmark] in compared
+
+
 # Killed and resumed ---------------------------------------------------------------------------------------------------
 
 

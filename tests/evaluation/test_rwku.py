@@ -155,7 +155,8 @@ def test_what_has_no_file_is_absent_and_so_is_what_needs_it(sheet):
     assert reason(sheet, "utility.Fac") == "there is no file triviaqa.json"
     assert reason(sheet, "utility.Flu") == "there is no file fluency.json"
     assert "forget_mia" in reason(sheet, "mia.FM.LOSS")
-    assert "got 0 and 0" in reason(sheet, "mia.AUC.LOSS")
+    assert "needs FM (there is no file forget_mia.json)" in reason(sheet, "mia.AUC.LOSS")
+    assert "outside the training data" in reason(sheet, "mia.PrivLeak")
     assert "MMLU" in reason(sheet, "utility.Gen") and "BBH" in reason(sheet, "utility.Rea")
 
 

@@ -187,6 +187,28 @@ def test_a_prompt_that_does_not_fit_is_left_out_and_counted():
     assert "1 of 2" in found["tofu.forget.rouge_recall"].note
 
 
+def test_membership_and_privleak_by_hand():
+    """What the model knows scores above what it was never taught: every member is found, which is PrivLeak -100."""
+    never = [TofuRecord(f"tofu-holdout-{i}", r.question, "old river king") for i, r in enumerate(records(3))]
+    found = by_name(tofu.measure_tofu(Respondent(planted()), {**groups(), "holdout": never}, CHAIN))
+    assert found["tofu.mia.forget.LOSS"].value > found["tofu.mia.holdout.LOSS"].value
+    for attack in ("LOSS", "zlib", "min_20", "min_40"):
+        assert found[f"tofu.mia.AUC.{attack}"].value == 1.0
+        assert found[f"tofu.mia.PrivLeak.{attack}"].value == -100.0
+    leak = found["tofu.mia.PrivLeak.LOSS"]
+    assert (leak.better, leak.unit) == ("closer to 0", "percent")
+    assert "AUC taken as 0.5" in leak.protocol
+    same = [TofuRecord(f"tofu-holdout-{i}", r.question, r.answer) for i, r in enumerate(records(3))]
+    blind = by_name(tofu.measure_tofu(Respondent(planted()), {**groups(), "holdout": same}, CHAIN))
+    assert blind["tofu.mia.PrivLeak.LOSS"].value == 0.0
+
+
+def test_without_a_holdout_set_membership_is_absent():
+    found = by_name(tofu.measure_tofu(Respondent(planted()), groups(), CHAIN))
+    for name in ("AUC", "PrivLeak"):
+        assert "never taught" in found[f"tofu.mia.{name}"].reason
+
+
 # Files ----------------------------------------------------------------------------------------------------------------
 
 
@@ -209,6 +231,8 @@ def test_a_folder_is_read_by_group(tmp_path):
     write(tmp_path / "real_authors_perturbed.json", [{**row, "perturbed_answer": ["b", "c"]}])
     found = tofu.read_tofu(tmp_path, "forget05")
     assert list(found) == ["forget", "real_authors"]
+    write(tmp_path / "holdout05.json", [row])
+    assert [r.id for r in tofu.read_tofu(tmp_path, "forget05")["holdout"]] == ["tofu-holdout05-0000"]
     assert found["real_authors"][0].perturbed == ("b", "c")
     with pytest.raises(FileNotFoundError, match="forget10"):
         tofu.read_tofu(tmp_path, "forget10")

@@ -45,7 +45,8 @@ def _tofu(folder: Path) -> None:
     write(folder / "retain_perturbed.json", rows[2:])
     options = [{k: row[k] for k in ("question", "answer", "perturbed_answer")} for row in rows]
     write(folder / "real_authors_perturbed.json", options[2:])
-    write(folder / "world_facts_perturbed.json", options[3:])
+    write(folder / "world_facts_perturbed.json", options[2:])
+    write(folder / "holdout01.json", [{"question": f.prompt, "answer": "old river king"} for f in FACTS[2:]])
 
 
 def _rwku(folder: Path) -> None:

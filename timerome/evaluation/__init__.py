@@ -1,13 +1,12 @@
 """How edits are measured: benchmarks, likelihood and decoded text, paired comparison, proof that weights stayed."""
 
+from .composite import composite as composite
 from .measurement import Absent as Absent
 from .measurement import Measurement as Measurement
 from .measurement import Result as Result
 from .measurement import Sheet as Sheet
 from .measurement import UnlikeMeasurementsError as UnlikeMeasurementsError
 from .measurement import average as average
-from .measurement import composite as composite
-from .measurement import two_samples as two_samples
 from .paired import Paired as Paired
 from .paired import paired as paired
 from .paired import paired_all as paired_all

@@ -8,12 +8,11 @@ and the records it comes from, so that a mean over unlike metrics, a difference 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from .statistics import bootstrap_ci
 
@@ -41,6 +40,9 @@ class Measurement:
         better: which direction is the wanted one.
         per_record: the records' values by id, where the number is their mean; empty where it is another statistic.
         note: what a reader must know.
+        statistic: what the number is of its terms, where it is made of other metrics: see
+            :mod:`timerome.evaluation.composite`.
+        terms: those metrics' names.
 
     Raises:
         ValueError: the value is not finite, or nothing was measured. What cannot be computed is :class:`Absent`.
@@ -58,6 +60,8 @@ class Measurement:
     better: Better = "higher"
     per_record: Mapping[str, float] = field(default_factory=dict, repr=False)
     note: str = ""
+    statistic: str = ""
+    terms: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.value) or self.n < 1:
@@ -115,6 +119,8 @@ class Measurement:
         }  # fmt: skip
         if self.note:
             values["note"] = self.note
+        if self.statistic:
+            values |= {"statistic": self.statistic, "terms": list(self.terms)}
         if records and self.per_record:
             values["per_record"] = dict(self.per_record)
         return values
@@ -123,7 +129,7 @@ class Measurement:
     def from_dict(cls, values: Mapping[str, Any]) -> Measurement:
         """Inverse of :meth:`to_dict`."""
         ends = {k: math.nan if values[k] is None else values[k] for k in ("standard_error", "low", "high")}
-        return cls(**{**values, **ends})
+        return cls(**{**values, **ends, "terms": tuple(values.get("terms", ()))})
 
     def __str__(self) -> str:
         error = "" if math.isnan(self.standard_error) else f" ± {self.standard_error:.2g}"
@@ -187,51 +193,6 @@ def average(measurements: Sequence[Result]) -> Result:
     )
 
 
-def composite(
-    metric: str,
-    terms: Mapping[str, Result],
-    combine: Callable[[Sequence[float]], float],
-    *,
-    unit: str = "share",
-    definition: str,
-    resamples: int = 1000,
-) -> Result:
-    """Combine unlike measurements by a published definition, such as TOFU's model utility.
-
-    The interval and standard error come from resampling records; terms over the same records are resampled together.
-
-    Args:
-        metric: name of the combination.
-        terms: what it is made of, by the name the definition gives it.
-        combine: the definition, of the terms' values in order.
-        unit: of the result.
-        definition: the same in words; it goes into the protocol.
-        resamples: bootstrap samples.
-
-    Returns:
-        The measurement; Absent, with the reasons, if one term is.
-    """
-    if gone := {name: term.reason for name, term in terms.items() if isinstance(term, Absent)}:
-        return Absent(metric, f"{definition} needs " + "; ".join(f"{name} ({why})" for name, why in gone.items()))
-    parts = [term for term in terms.values() if isinstance(term, Measurement)]
-    seed = parts[0].seed
-    generator = np.random.default_rng(seed)
-    columns, draws = [], {}
-    for part in parts:
-        records = tuple(part.per_record) or (part.metric,)
-        if records not in draws:
-            draws[records] = generator.integers(len(records), size=(resamples, len(records)))
-        columns.append(np.array(list(part.per_record.values()) or [part.value])[draws[records]].mean(1))
-    n = len({name for part in parts for name in part.per_record or (part.metric,)})
-    drawn = np.array([combine(list(row)) for row in np.stack(columns, 1)])
-    low, high = np.quantile(drawn, (0.025, 0.975)).tolist()
-    return Measurement(
-        metric, float(combine([part.value for part in parts])), unit,
-        f"{definition}; terms: " + "; ".join(dict.fromkeys(part.protocol for part in parts)),
-        seed, n, float(drawn.std(ddof=1)), low, high,
-    )  # fmt: skip
-
-
 class Sheet:
     """The measurements of one benchmark as they are made, in order.
 
@@ -290,49 +251,6 @@ class Sheet:
 
     def __iter__(self) -> Iterator[Result]:
         return iter(self.results.values())
-
-
-def two_samples(
-    metric: str,
-    first: Mapping[str, float],
-    second: Mapping[str, float],
-    statistic: Callable[[Sequence[float], Sequence[float]], float],
-    *,
-    protocol: str,
-    seed: int,
-    unit: str = "share",
-    better: Better = "neither",
-    note: str = "",
-    resamples: int = 1000,
-) -> Result:
-    """A statistic of two sets of records, such as an AUC, with a bootstrap over both.
-
-    Args:
-        metric: what it is.
-        first: values of one set, by record.
-        second: of the other.
-        statistic: of both.
-        protocol: how it was taken.
-        seed: of everything drawn.
-        unit: what it counts.
-        better: which direction is wanted.
-        note: what a reader must know; the reason where one of the sets is empty.
-        resamples: bootstrap samples.
-    """
-    if not first or not second:
-        return Absent(metric, note or f"needs two sets of records, got {len(first)} and {len(second)}")
-    a, b = (np.array(list(values.values()), dtype=np.float64) for values in (first, second))
-    generator = np.random.default_rng(seed)
-
-    def again(values: npt.NDArray[np.float64]) -> list[float]:
-        return list(values[generator.integers(len(values), size=len(values))].tolist())
-
-    drawn = np.array([statistic(again(a), again(b)) for _ in range(resamples)])
-    low, high = np.quantile(drawn, (0.025, 0.975)).tolist()
-    return Measurement(
-        metric, statistic(a.tolist(), b.tolist()), unit, protocol, seed, len(a) + len(b), float(drawn.std(ddof=1)), low,
-        high, better, note=note,
-    )  # fmt: skip
 
 
 def check_alike(function: str, a: Measurement, b: Measurement) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .composite import composite_difference
 from .measurement import Measurement, Result, UnlikeMeasurementsError, check_alike, finite_or_none
 from .statistics import bootstrap_ci, paired_effect_size, paired_permutation_test
 
@@ -25,7 +26,8 @@ class Paired:
         high: upper end.
         p_value: of the paired permutation test, two-sided.
         exact: whether all assignments were counted.
-        effect_size: Cohen's d_z, see :func:`timerome.evaluation.statistics.paired_effect_size`.
+        effect_size: Cohen's d_z, see :func:`timerome.evaluation.statistics.paired_effect_size`; for what is made of
+            several metrics see :func:`timerome.evaluation.composite.composite_difference`.
         n: pairs.
     """
 
@@ -80,17 +82,35 @@ def paired(before: Measurement, after: Measurement, *, resamples: int = 9999) ->
 
 
 def paired_all(before: Sequence[Result], after: Sequence[Result]) -> list[Paired]:
-    """Compare every metric that two conditions have as a mean over the same records; others are left out.
+    """Compare every metric that two conditions have over the same records: means, and what is made of several means.
+
+    Others are left out: a p-value such as forget quality is a comparison already.
 
     Args:
         before: one condition's results.
         after: the other's.
     """
-    second = {m.metric: m for m in after if isinstance(m, Measurement)}
+    named = [{m.metric: m for m in found if isinstance(m, Measurement)} for found in (before, after)]
     found = []
-    for first in before:
-        other = second.get(first.metric)
-        if isinstance(first, Measurement) and other is not None and first.per_record:
-            if set(first.per_record) == set(other.per_record):
-                found.append(paired(first, other))
+    for first in named[0].values():
+        second = named[1].get(first.metric)
+        if second is None:
+            continue
+        if first.per_record and set(first.per_record) == set(second.per_record):
+            found.append(paired(first, second))
+        elif first.statistic and first.statistic == second.statistic:
+            terms = [[of.get(name) for name in first.terms] for of in named]
+            if all(a and b and set(a.per_record) == set(b.per_record) for a, b in zip(*terms, strict=True)):
+                found.append(_paired_composite(first, second, *terms))  # type: ignore[arg-type]
     return found
+
+
+def _paired_composite(
+    before: Measurement, after: Measurement, first: Sequence[Measurement], second: Sequence[Measurement]
+) -> Paired:
+    check_alike("paired", before, after)
+    found = composite_difference(before.statistic, first, second)
+    return Paired(
+        before.metric, before.value, after.value, found.difference, found.low, found.high, found.p_value, found.exact,
+        found.effect_size, found.n,
+    )  # fmt: skip

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..measurement import Sheet, composite
+from ..composite import composite
+from ..measurement import Sheet
 from ..metrics import editing as metric
 from ..metrics.text import TfIdf, consistency
 from ..records import DataError, find_file, mapping, optional, read_records, text, texts
@@ -221,7 +222,7 @@ def _add_likelihood_metrics(
             sheet.add(f"{prefix}{letter}{kind}", present(values), how, of=n, unit="share" if kind == "S" else "p - p")
     terms = {name: sheet[f"{prefix}{name}"] for name in ("ES", "PS", "NS")}
     name = f"counterfact.{prefix}S"
-    sheet.put(composite(name, terms, lambda v: metric.counterfact_score(*v), definition="harmonic mean of ES, PS, NS"))
+    sheet.put(composite(name, terms, "harmonic mean", definition="harmonic mean of ES, PS, NS"))
 
 
 def _add_decoded(sheet: Sheet, records: Sequence[CounterFactRecord], asked: Asked, base: Asked | None) -> None:

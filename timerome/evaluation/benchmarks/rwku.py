@@ -7,19 +7,18 @@ numbers exactly. Where the tokenizer has a chat template it is applied.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...diffusion import Estimator, SamplerConfig
 from ...functional.text import ngram_entropy, rouge_l
-from ..measurement import Absent, Better, Measurement, Sheet, two_samples
-from ..metrics import membership
+from ..measurement import Absent, Better, Measurement, Sheet
 from ..metrics.text import answer_f1
 from ..records import Check, evenly, find_file, mapping, read_records, text, texts
 from ..respondent import Respondent
-from ..tokens import TokenScores
+from .membership import add_areas, add_scores
 
 PROBES = ("forget_level1", "forget_level2", "forget_level3", "neighbor_level1", "neighbor_level2")
 NAMES = {"forget_level1": "forget.FB", "forget_level2": "forget.QA", "forget_level3": "forget.AA",
@@ -194,33 +193,12 @@ def _add_all(sheet: Sheet, side: str, levels: Sequence[str]) -> None:
 def _add_membership(
     sheet: Sheet, respondent: Respondent, data: Mapping[str, Sequence[Mapping[str, Any]]], limit: int | None
 ) -> None:
-    how = "folds of one eighth hidden, a token, no prompt"
-    scores: dict[str, dict[str, dict[str, float]]] = {}
     for side, file in (("FM", "forget_mia"), ("RM", "retain_mia")):
-        records = evenly(data.get(file, ()), limit)
-        fit = [r for r in records if respondent.fits("", r["text"])]
-        found = respondent.tokens([("", r["text"]) for r in fit], states="folds", moments=True, label=file)
-        scores[side] = {
-            name: {r["id"]: score(t, r["text"]) for r, t in zip(fit, found, strict=True)}
-            for name, score in MEMBERSHIP.items()
-        }
-        note = "they are longer than the model's context" if records else f"there is no file {file}.json"
-        for name, values in scores[side].items():
-            unit = "nats" if name in ("LOSS", "min_20") else "score"
-            sheet.add(f"mia.{side}.{name}", values, how, of=len(records), better="neither", unit=unit, note=note)
-    for name in MEMBERSHIP:
-        sheet.put(two_samples(
-            f"rwku.mia.AUC.{name}", scores["FM"][name], scores["RM"][name], membership.auc,
-            protocol=f"forget as members, retain as others; {how}", seed=sheet.seed,
-        ))  # fmt: skip
-
-
-MEMBERSHIP: dict[str, Callable[[TokenScores, str], float]] = {
-    "LOSS": lambda t, text: membership.loss_score(t.log_prob),
-    "zlib": lambda t, text: membership.zlib_score(t.log_prob, text),
-    "min_20": lambda t, text: membership.min_k(t.log_prob, 20),
-    "min_20_plus_plus": lambda t, text: membership.min_k_plus_plus(t.log_prob, t.mean, t.std, 20),
-}
+        pairs = {r["id"]: ("", r["text"]) for r in evenly(data.get(file, ()), limit)}
+        note = "they are longer than the model's context" if pairs else f"there is no file {file}.json"
+        add_scores(sheet, respondent, side, pairs, how="no prompt", note=note)
+    add_areas(sheet, "FM", "RM")
+    sheet.absent("mia.PrivLeak", "needs texts from outside the training data; RWKU's retain texts are from within")
 
 
 def _add_triviaqa(

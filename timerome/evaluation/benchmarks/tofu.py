@@ -16,12 +16,15 @@ from ..._files import write_text
 from ...backbones import Backbone
 from ...diffusion import Estimator, SamplerConfig
 from ...functional.text import distinct_n, repetition, rouge_l
-from ..measurement import Absent, Better, Measurement, Result, Sheet, composite
+from ..composite import composite
+from ..measurement import Absent, Better, Measurement, Result, Sheet
 from ..metrics import tofu as metric
 from ..records import DataError, evenly, find_file, optional, read_records, text, texts
 from ..respondent import Pair, Respondent, Scored
+from .membership import add_areas, add_privleak, add_scores
 
 GROUPS = ("forget", "retain", "real_authors", "world_facts")
+HOLDOUT = "holdout"  # questions of the same kind that the model was never taught: the non-members of PrivLeak
 _FIELDS = {
     "question": text, "answer": text, "paraphrased_answer": optional(text), "perturbed_answer": optional(texts),
 }  # fmt: skip
@@ -92,8 +95,9 @@ def read_tofu(path: str | Path, split: str = "forget01") -> dict[str, list[TofuR
         split: the forget set: ``forget01``, ``forget05`` or ``forget10``.
 
     Returns:
-        Records by group: ``forget``, ``retain``, ``real_authors``, ``world_facts``; a group without file is not there.
-        Files called ``…_perturbed`` go first, since the others lack what the truth ratio needs.
+        Records by group: ``forget``, ``retain``, ``real_authors``, ``world_facts``, ``holdout``; a group without file
+        is not there. Files called ``…_perturbed`` go first, since the others lack what the truth ratio needs.
+        ``holdout01.json`` (05, 10; or ``holdout.json``) is what the model was not taught.
 
     Raises:
         DataError: a file is malformed; the message names file, record and field.
@@ -107,6 +111,9 @@ def read_tofu(path: str | Path, split: str = "forget01") -> dict[str, list[TofuR
             continue
         if file := find_file(path, f"{name}_perturbed", name):
             groups[group] = read_tofu_file(file, name)
+    held = split.replace("forget", HOLDOUT)
+    if path.is_dir() and (file := find_file(path, held, HOLDOUT)):
+        groups[HOLDOUT] = read_tofu_file(file, held)
     if "forget" not in groups:
         raise FileNotFoundError(f"read_tofu: expected {split}_perturbed.json or {split}.json in {path}, got neither.")
     return groups
@@ -254,18 +261,33 @@ def measure_tofu(
     Raises:
         ValueError: a group is none of TOFU's.
     """
-    if unknown := sorted(set(groups) - set(GROUPS)):
-        raise ValueError(f"measure_tofu: expected groups among {', '.join(GROUPS)}, got {unknown}.")
+    if unknown := sorted(set(groups) - {*GROUPS, HOLDOUT}):
+        raise ValueError(f"measure_tofu: expected groups among {', '.join((*GROUPS, HOLDOUT))}, got {unknown}.")
     sheet = Sheet(protocol.form, protocol.seed)
     for group in GROUPS:
         _measure_group(sheet, respondent, group, evenly(groups.get(group, ()), limit), protocol)
     if protocol.form == "tofu":
         sheet.put(composite(
-            "tofu.model_utility", {term: sheet[term] for term in metric.UTILITY_TERMS}, metric.harmonic_mean,
+            "tofu.model_utility", {term: sheet[term] for term in metric.UTILITY_TERMS}, "harmonic mean",
             definition="harmonic mean of probability, ROUGE-L recall and truth ratio on retain, real authors and facts",
         ))  # fmt: skip
         sheet.put(forget_quality(sheet["forget.log_truth_ratio"], reference))
+        _add_membership(sheet, respondent, groups, limit)
     return list(sheet)
+
+
+def _add_membership(
+    sheet: Sheet, respondent: Respondent, groups: Mapping[str, Sequence[TofuRecord]], limit: int | None
+) -> None:
+    if not groups.get(HOLDOUT):
+        for name in ("AUC", "PrivLeak"):
+            sheet.absent(f"mia.{name}", f"needs answers that the model was never taught: a file {HOLDOUT}….json")
+        return
+    for side in ("forget", HOLDOUT):
+        pairs = {r.id: (r.question, r.answer) for r in evenly(groups.get(side, ()), limit)}
+        add_scores(sheet, respondent, side, pairs, how="of the answer")
+    add_areas(sheet, "forget", HOLDOUT)
+    add_privleak(sheet, "forget", HOLDOUT)
 
 
 def _measure_group(

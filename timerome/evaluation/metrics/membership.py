@@ -90,13 +90,23 @@ def auc(members: Sequence[float], others: Sequence[float]) -> float:
         >>> auc([3.0, 1.0], [2.0, 0.0])
         0.75
     """
-    from scipy.stats import rankdata
-
     if not len(members) or not len(others):
         raise ValueError(f"auc: expected at least one member and one other, got {len(members)} and {len(others)}.")
-    ranks = rankdata([*members, *others])[: len(members)]
-    n, m = len(members), len(others)
-    return float((ranks.sum() - n * (n + 1) / 2) / (n * m))
+    return float(area(np.asarray(members, dtype=np.float64), np.asarray(others, dtype=np.float64)))
+
+
+def area(members: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """:func:`auc` of many samples at once: ``(*batch, n)`` and ``(*batch, m)`` make ``(*batch)``.
+
+    Example:
+        >>> area(np.array([[3.0, 1.0], [1.0, 1.0]]), np.array([[2.0, 0.0], [2.0, 2.0]])).tolist()
+        [0.75, 0.0]
+    """
+    from scipy.stats import rankdata
+
+    n, m = members.shape[-1], others.shape[-1]
+    ranks = rankdata(np.concatenate([members, others], -1), axis=-1)[..., :n]
+    return np.asarray((ranks.sum(-1) - n * (n + 1) / 2) / (n * m))
 
 
 def privleak(auc_unlearned: float, auc_retain: float = 0.5) -> float:

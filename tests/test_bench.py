@@ -1,0 +1,154 @@
+"""The benchmarks check before they time, keep what they measured, and count what they say they count."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from timerome import bench
+from timerome.bench import lowrank, solvers
+from timerome.bench.cases import Case, Rival, Setup, rows_of
+from timerome.bench.timing import Ceilings, Timing, peak_bytes, race
+from timerome.cli import main
+from timerome.ops import sparse_lowrank_residual
+
+CPU = torch.device("cpu")
+SETUP = Setup(CPU, torch.float32)
+CEILINGS = Ceilings(copy=1e9, matmul=1e10)
+
+
+def test_rivals_take_turns_and_short_calls_are_repeated() -> None:
+    calls: list[str] = []
+    found = race({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, CPU, budget=0.01, most=5)
+    assert len(found["a"].samples) == len(found["b"].samples) == 5
+    assert calls.count("a") > 100  # a call of a microsecond is repeated within a round
+
+
+def test_ratio_is_taken_within_rounds() -> None:
+    # The machine got ten times slower half way; the ratio of medians would say 1.
+    slow, fast = Timing((2.0, 2.0, 20.0, 20.0)), Timing((1.0, 1.0, 10.0, 10.0))
+    assert slow.over(fast) == 2.0
+
+
+@pytest.mark.parametrize("n", [1_000, 1_000_000])
+def test_peak_counts_what_is_held_at_once(n: int) -> None:
+    def call() -> torch.Tensor:
+        a = torch.zeros(n)
+        b = torch.ones(n)
+        del a
+        return b + torch.ones(n)  # b, ones and the sum at once: three
+
+    assert 3 * 4 * n <= peak_bytes(call, CPU) <= 3 * 4 * n + 100
+
+
+def test_floor_is_the_slower_of_moving_and_computing() -> None:
+    assert CEILINGS.floor(1e9, 1e9) == 1.0
+    assert CEILINGS.floor(1e6, 1e10) == 1.0
+
+
+def case_of(**rivals: Rival) -> Case:
+    return Case(rivals, lambda out: abs(out - 1.0), 0.1, nbytes=8.0, operations=1.0)
+
+
+def test_wrong_or_failing_rivals_are_named_and_not_timed() -> None:
+    def fails() -> float:
+        raise RuntimeError("no compiler")
+
+    case = case_of(
+        timerome=Rival(lambda: 1.0, torch=False),
+        wrong=Rival(lambda: 2.0),
+        fails=Rival(fails),
+        right=Rival(lambda: 1.05),
+    )
+    ours, wrong, failing, right = rows_of({"n": 1}, case, SETUP, CEILINGS, 0.01)
+    assert ours["speedup"] > 0 and ours["best_torch"] == "right"
+    assert right["speedup"] == 1.0
+    assert "median_s" not in wrong and wrong["why_not"] == "wrong by 1"
+    assert "median_s" not in failing and failing["why_not"] == "RuntimeError: no compiler"
+
+
+def test_ours_may_not_be_wrong() -> None:
+    with pytest.raises(AssertionError, match=r"timerome is wrong by 1 \(allowed: 0.1\)"):
+        rows_of({"n": 1}, case_of(timerome=Rival(lambda: 2.0, torch=False)), SETUP, CEILINGS, 0.01)
+
+
+@pytest.mark.parametrize(("q", "share"), [(0.0, "none"), (0.9, "none"), (0.5, 0.0), (0.9, 0.01), (0.0, 1.0)])
+def test_all_rivals_of_the_residual_agree(q: float, share: float | str) -> None:
+    case = lowrank.make(SETUP, 200, 64, 5, q, share)
+    for name, rival in case.rivals.items():
+        if name != "torch.compile":  # takes seconds; it is the same function
+            assert case.error(rival.call()) <= case.allowed, name
+
+
+@pytest.mark.parametrize(("share", "rows"), [(0.0, 0), (0.01, 2), (1.0, 200)])
+def test_gated_share_is_what_it_says(share: float, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    hits = []
+
+    def counting(*args: torch.Tensor, **options: object) -> torch.Tensor:
+        out, found = sparse_lowrank_residual(*args, **options, return_hits=True)  # type: ignore[call-overload]
+        hits.append(int(found))
+        return out
+
+    monkeypatch.setattr(lowrank, "sparse_lowrank_residual", counting)
+    lowrank.make(SETUP, 200, 256, 5, 0.9, share).rivals["timerome"].call()
+    assert hits == [rows]
+
+
+def test_all_rivals_of_the_solvers_agree() -> None:
+    for case in (
+        solvers.make(SETUP, 3, 5, 16, 2),
+        solvers.make_row(SETUP, "append", 6),
+        solvers.make_row(SETUP, "delete", 6),
+    ):
+        for name, rival in case.rivals.items():
+            allowed = case.allowed if rival.allowed is None else rival.allowed
+            assert case.error(rival.call()) <= allowed, name
+
+
+def test_run_writes_resumes_and_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ceilings, "measure", classmethod(lambda cls, device, dtype: CEILINGS))
+    rows = bench.run("cholesky_rows", tmp_path, grid="quick", budget=0.01)
+    with (tmp_path / "cholesky_rows.cpu.csv").open() as file:
+        written = list(csv.DictReader(file))
+    assert [r["rival"] for r in written] == [r["rival"] for r in rows] and len(rows) == 12
+    about = json.loads((tmp_path / "cholesky_rows.cpu.json").read_text())
+    assert about["threads"] == torch.get_num_threads() and about["dtype"] == "float32" and about["ceilings"]
+    assert (tmp_path / "cholesky_rows.cpu.png").stat().st_size > 1000
+
+    def never(*args: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(sys.modules["timerome.bench.run"], "rows_of", never)
+    again = bench.run("cholesky_rows", tmp_path, grid="quick")
+    assert [r["median_s"] for r in again] == pytest.approx([r["median_s"] for r in rows], rel=1e-3)
+    with pytest.raises(AssertionError, match="measured again"):  # other inputs are another measurement
+        bench.run("cholesky_rows", tmp_path, grid="quick", seed=1)
+
+
+def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(Ceilings, "measure", classmethod(lambda cls, device, dtype: CEILINGS))
+    out = tmp_path / "bench"
+    assert main(["bench", "--ops", "[cholesky_rows]", "--out", str(out), "--budget", "0.01", "--quiet"]) == 0
+    printed = capsys.readouterr().out
+    assert "cholesky_rows" in printed and "timerome" in printed and (out / "cholesky_rows.cpu.csv").exists()
+    assert main(["bench", "--ops", "[cholesky_rows]", "--out", str(out), "--device", "cuda", "--quiet"]) == (
+        0 if torch.cuda.is_available() else 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "nothing"}, "expected one of sparse_lowrank_residual"),
+        ({"name": "step", "grid": "huge"}, "expected grid quick, normal or full, got 'huge'"),
+        ({"name": "step", "dtype": "int8"}, "expected dtype float32, bfloat16 or float16, got 'int8'"),
+    ],
+)
+def test_bad_arguments_are_refused(tmp_path: Path, arguments: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        bench.run(out=tmp_path, **arguments)  # type: ignore[arg-type]

@@ -1,0 +1,186 @@
+"""The whole: what a memory adds to a model's denoising.
+
+``testbed`` is the bundled model and the demo's memory of 40 forgotten facts: eight questions are decoded in 32 steps,
+such as it leaves alone (``held out``) or such as it edits (``forgotten``), finding out which included. The other models
+have the shapes of published ones and random weights, on which a step's cost does not depend: one forward pass, half of
+its tokens edited at one block.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..backbones import Backbone, load
+from ..demo import DEMO, build
+from ..diffusion import SamplerConfig, generate
+from ..memory import EditMemory
+from ..ops import kept_count, sparse_lowrank_residual_
+from ..splits import demo_split
+from .cases import Benchmark, Case, Rival, Setup
+from .lowrank import ALPHA
+
+# hidden size, feed-forward size, heads, key-value heads, blocks, vocabulary: of the published configurations.
+SHAPES = {
+    "LLaDA-8B": (4096, 12288, 32, 32, 32, 126464),
+    "Dream-7B": (3584, 18944, 28, 4, 28, 152064),
+    "small": (1024, 3072, 16, 16, 6, 8192),
+}
+
+
+class Block(nn.Module):
+    """A pre-norm block of such a model, attention in both directions: its cost, not its meaning."""
+
+    def __init__(self, d: int, ffn: int, heads: int, kv_heads: int) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, size = heads, kv_heads, d // heads
+        self.norm1, self.norm2 = nn.RMSNorm(d), nn.RMSNorm(d)
+        self.q, self.o = nn.Linear(d, d, bias=False), nn.Linear(d, d, bias=False)
+        self.k, self.v = nn.Linear(d, kv_heads * size, bias=False), nn.Linear(d, kv_heads * size, bias=False)
+        self.gate, self.up = nn.Linear(d, ffn, bias=False), nn.Linear(d, ffn, bias=False)
+        self.down = nn.Linear(ffn, d, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, tokens, d) to the same."""
+        y = self.norm1(x)
+        q = self.q(y).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k, v = (f(y).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2) for f in (self.k, self.v))
+        repeat = self.heads // self.kv_heads
+        if repeat > 1:
+            k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        x = x + self.o(y.transpose(1, 2).flatten(-2))
+        y = self.norm2(x)
+        return x + self.down(nn.functional.silu(self.gate(y)) * self.up(y))
+
+
+class Stand(nn.Module):
+    """A model of true shapes and random weights; what a step costs does not depend on what weights say."""
+
+    def __init__(self, d: int, ffn: int, heads: int, kv_heads: int, blocks: int, vocabulary: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(vocabulary, d)
+        self.blocks = nn.ModuleList(Block(d, ffn, heads, kv_heads) for _ in range(blocks))
+        self.norm, self.head = nn.RMSNorm(d), nn.Linear(d, vocabulary, bias=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Map (batch, tokens) to logits."""
+        x = self.embed(ids)
+        for block in self.blocks:
+            x = block(x)
+        logits: Tensor = self.head(self.norm(x))
+        return logits
+
+
+def sizes(setup: Setup, grid: str) -> Iterator[tuple[Any, ...]]:
+    """(model, tokens, what): the number of keys, or which questions are asked of the testbed."""
+    cuda = setup.device.type == "cuda"
+    if setup.dtype == torch.float32:
+        yield from [("testbed", 96, "held out"), ("testbed", 96, "forgotten")]
+    models = ("small",) if grid == "quick" or not cuda else ("LLaDA-8B", "Dream-7B")
+    for model in models:
+        for tokens in (128,) if grid == "quick" else (128, 512, 2048) if cuda else (128, 512):
+            for n in (40,) if grid == "quick" else (40, 400):
+                yield model, tokens, n
+
+
+@functools.lru_cache(maxsize=1)
+def model_of(name: str, device: torch.device, dtype: torch.dtype) -> Stand:
+    """Make the model on its device, in its dtype: made elsewhere, 8 B parameters would need the memory twice."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            return Stand(*SHAPES[name]).requires_grad_(False).eval()
+    finally:
+        torch.set_default_dtype(before)
+
+
+def make(setup: Setup, name: str, tokens: int, what: int | str) -> Case:
+    """The case of such sizes."""
+    return _testbed(setup, tokens, str(what)) if name == "testbed" else _stand(setup, name, tokens, int(what))
+
+
+@functools.lru_cache(maxsize=1)
+def _demo_memory(device: torch.device) -> tuple[Backbone, EditMemory]:
+    backbone = load("testbed", device=str(device))
+    memory, _ = build(backbone, demo_split(), DEMO.shipped)
+    return backbone, memory
+
+
+def _testbed(setup: Setup, canvas: int, what: str) -> Case:
+    """Decode eight questions, with the memory and without; ``held out`` ones must come out the same."""
+    with torch.inference_mode(False):
+        backbone, memory = _demo_memory(setup.device)
+    split, steps = demo_split(), 32
+    prompts = [fact.prompt for fact in (split.held_out if what == "held out" else split.forget)[:8]]
+
+    def plain() -> list[str]:
+        return generate(backbone, prompts, canvas=canvas, config=SamplerConfig(steps=steps))
+
+    def edited() -> list[str]:
+        with memory.attached(backbone):
+            return plain()
+
+    truth = plain() if what == "held out" else edited()
+
+    def error(texts: list[str]) -> float:
+        return sum(a != b for a, b in zip(texts, truth, strict=True)) / len(truth)
+
+    rivals = {"no memory": Rival(plain, allowed=1.0), "timerome": Rival(edited, torch=False)}
+    tokens = len(prompts) * (canvas + 16)
+    parameters = sum(p.numel() for p in backbone.model.parameters())
+    return Case(rivals, error, 0.0, parameters * 4.0 * steps, 2.0 * parameters * tokens * steps)
+
+
+def _stand(setup: Setup, name: str, tokens: int, n: int) -> Case:
+    """Random tokens, keys and values."""
+    model = model_of(name, setup.device, setup.dtype)
+    d, blocks, vocabulary = SHAPES[name][0], SHAPES[name][4], SHAPES[name][5]
+    generator = setup.generator()
+    ids = torch.randint(vocabulary, (1, tokens), generator=generator, device=setup.device)
+    keys, values = (setup.randn(generator, n, d).to(setup.dtype) for _ in range(2))
+    coef = torch.eye(n, device=setup.device) / d
+    mask = torch.arange(tokens, device=setup.device)[None] >= tokens // 2
+    site = model.blocks[blocks // 2]
+
+    def edit(module: nn.Module, inputs: Any, out: Tensor) -> None:
+        sparse_lowrank_residual_(out, keys, coef, values, alpha=ALPHA, sparsity=0.9, row_mask=mask)
+
+    def edit_in_torch(module: nn.Module, inputs: Any, out: Tensor) -> Tensor:
+        r = (out.float() @ keys.float().mT) @ coef @ values.float()
+        size = r.abs()
+        keep = size >= size.kthvalue(d - kept_count(d, 0.9) + 1, dim=-1, keepdim=True).values
+        return torch.where(mask[..., None] & keep, out.float() + ALPHA * r, out.float()).to(out.dtype)
+
+    def step(hook: Any) -> Tensor:
+        handle = None if hook is None else site.register_forward_hook(hook)
+        try:
+            with torch.inference_mode():
+                logits: Tensor = model(ids)
+                return logits
+        finally:
+            if handle is not None:
+                handle.remove()
+
+    truth = step(edit_in_torch).float()
+    scale = float(truth.abs().max())
+    unedited = float((step(None).float() - truth).abs().max()) / scale
+
+    def error(found: Tensor) -> float:
+        return float((found.float() - truth).abs().mean()) / scale
+
+    rivals = {
+        "no memory": Rival(lambda: step(None), allowed=max(1.0, 2 * unedited)),
+        "timerome": Rival(lambda: step(edit), torch=False),
+        "memory in PyTorch": Rival(lambda: step(edit_in_torch), torch=False),
+    }
+    parameters = sum(p.numel() for p in model.parameters()) - model.embed.weight.numel()
+    return Case(rivals, error, 1e-2, parameters * setup.dtype.itemsize, 2.0 * parameters * tokens)
+
+
+STEP = Benchmark("step", ("model", "tokens", "what"), sizes, make, axis="tokens")

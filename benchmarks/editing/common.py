@@ -18,6 +18,7 @@ import torch
 from scipy.stats import binomtest
 
 import timerome as tr
+from benchmarks.results import Results, about
 from timerome._files import write_text
 from timerome.splits import EditingSplit
 
@@ -129,7 +130,7 @@ def run(
     # A path of this machine says nothing elsewhere.
     given = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
     results: dict[str, Any] = {
-        "command": " ".join(["python", f"benchmarks/editing/{Path(sys.argv[0]).name}", *given]),
+        "command": " ".join(["python -m", f"benchmarks.editing.{Path(sys.argv[0]).stem}", *given]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": {p: version(p) for p in ("timerome", "torch", "transformers")}
         | {"python": platform.python_version()},
@@ -146,3 +147,28 @@ def run(
 
     report({"model": tr.load(arguments.model).fingerprint()})
     measure(arguments, report)
+
+
+def start(name: str, **options: Any) -> tuple[tr.Backbone, Results, argparse.Namespace]:
+    """Read a script's command line (``options`` with their defaults), load the model, open its results file.
+
+    Rows of the file that are there already are not measured again.
+    """
+    parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
+    parser.add_argument("--out", type=Path, default=RESULTS / f"{name}.json")
+    parser.add_argument("--model", default="testbed")
+    for option, default in options.items():
+        parser.add_argument(f"--{option.replace('_', '-')}", type=type(default), default=default)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    backbone = tr.load(arguments.model)
+    return backbone, Results(arguments.out, about(backbone, seed=0)), arguments
+
+
+def renewed(backbone: tr.Backbone, memory: tr.EditMemory, facts: Sequence[tr.Fact], **settings: Any) -> tr.EditMemory:
+    """Return a memory of other facts with the same settings, gate and what was read of its negatives."""
+    fresh = tr.EditMemory(
+        memory.settings, background=memory.background, fingerprint=memory.fingerprint, tokenizer=memory.tokenizer
+    )
+    fresh.update(facts, backbone=backbone, on_conflict="error", **settings)
+    return fresh

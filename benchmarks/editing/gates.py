@@ -1,6 +1,6 @@
 """False triggers of the row gate: on fresh prompts, and on other questions about edited subjects; writes JSON.
 
-    python benchmarks/editing/gates.py --data DATA_DIR
+    python -m benchmarks.editing.gates --data DATA_DIR
 
 Memory: 40 forgotten TOFU records and 69 replaced relation facts. The threshold is set, at each promised rate, on half
 of the prompts of ParaRel, LRE, CounterFact, zsRE and RWKU (DATA_DIR, see the data's own README), none of which an edit
@@ -17,11 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import LONG, SHORT, bank, owners, rate, run
-
 import timerome as tr
 from timerome.memory.address import threshold_of
 from timerome.splits import bundled_facts, demo_split, editing_split
+
+from .common import LONG, SHORT, bank, owners, rate, run
 
 RATES = (0.01, 0.001)
 

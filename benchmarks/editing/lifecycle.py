@@ -1,6 +1,6 @@
 """Edits that come and go: 400 inserted one by one, then 200 undone; writes JSON and a plot.
 
-    python benchmarks/editing/lifecycle.py
+    python -m benchmarks.editing.lifecycle
 
 Every fact is to be answered by a refusal, behind a row gate. Measured on the way: seconds an insert and a denoising
 step against the number of edits, whether the first 50 still act after the last, what held-out facts lose. Undone are
@@ -18,12 +18,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import RESULTS, decode, exact, run
 
 import timerome as tr
 from timerome.diffusion import encode, log_likelihood
 from timerome.memory import REFUSAL
 from timerome.splits import scaling_split
+
+from .common import RESULTS, decode, exact, run
 
 COUNTS = (1, 10, 50, 100, 200, 300, 400)
 BANK = tr.BankConfig((None, 32), (0.0, 0.5))

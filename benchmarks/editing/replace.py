@@ -1,6 +1,6 @@
 """Replaced answers: decoded exactly, under the shown wording and unseen ones, and what else changed; writes JSON.
 
-python benchmarks/editing/replace.py [--facts N] [--validation 1]
+python -m benchmarks.editing.replace [--facts N] [--validation 1]
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from common import LONG, SETTINGS, SHORT, build, decode, exact, owners, rate, run, unchanged
-
 import timerome as tr
 from timerome.evaluation import WeightsWatch
 from timerome.memory.address import wordings
 from timerome.splits import editing_split
+
+from .common import LONG, SETTINGS, SHORT, build, decode, exact, owners, rate, run, unchanged
 
 
 def measure(arguments: argparse.Namespace, report: Callable[[dict[str, Any]], None]) -> None:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from timerome.functional.solve import solve
+from timerome.functional.solve import null_space_of, solve
 from timerome.ops import sparse_lowrank_residual
 
 
@@ -41,6 +41,37 @@ def test_with_little_ridge_each_key_gets_its_target_and_protected_keys_nothing()
     assert answer(memory, protect).abs().max() < 1e-3
     free = solve(keys, targets, ridge=1e-6)
     assert answer(free, protect).abs().max() > 0.1
+
+
+@given(st.integers(0, 99), st.integers(1, 8), st.floats(0.05, 0.999))
+@settings(deadline=None, max_examples=40)
+def test_null_space_is_a_projection_that_leaves_less_than_the_rest_of_the_energy(seed, p, energy):
+    protect = draw(seed, p, 16).double()
+    free = null_space_of(protect, energy)
+    torch.testing.assert_close(free, free.T)
+    torch.testing.assert_close(free @ free, free)
+    assert (protect @ free).square().sum() <= (1 - energy + 1e-9) * protect.square().sum()
+    # No more is taken out than is needed: with one direction fewer, more energy would be left.
+    taken = 16 - round(float(free.trace()))
+    assert torch.linalg.svdvals(protect)[: taken - 1].square().sum() < energy * protect.square().sum() + 1e-9
+
+
+def test_in_the_null_space_protected_keys_get_nothing_and_keys_outside_their_span_are_answered():
+    keys, targets, protect = draw(0, 4, 32), draw(1, 4, 32), draw(2, 5, 32)
+    memory = solve(keys, targets, ridge=1e-6, protect=protect, null_space=0.9999)
+    assert answer(memory, protect).abs().max() < 1e-4
+    assert torch.allclose(answer(memory, keys), targets, atol=1e-3)
+    assert len(memory.keys) == 4  # protected keys cost nothing when the memory is used
+
+
+def test_null_space_refuses_what_leaves_nothing():
+    keys = draw(0, 3, 4)
+    with pytest.raises(ValueError, match="needs protected keys"):
+        solve(keys, keys, ridge=0.1, null_space=0.5)
+    with pytest.raises(ValueError, match="fill all 4 dimensions"):
+        null_space_of(draw(1, 20, 4), 0.999)
+    with pytest.raises(ValueError, match="0 < energy < 1"):
+        null_space_of(keys, 1.0)
 
 
 def test_more_ridge_answers_less():

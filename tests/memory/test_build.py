@@ -13,6 +13,7 @@ from tests.callbacks.loops import count_hooks
 from tests.tiny import MASK, tiny_dream, tiny_facts, tiny_llada
 from timerome.diffusion import encode
 from timerome.facts import FactError
+from timerome.functional.solve import null_space_of
 from timerome.hooks import capture
 from timerome.memory.bank import activations, masked_states, positions_of, states_of
 
@@ -119,6 +120,35 @@ def test_protected_keys_are_left_alone(backbone: tr.Backbone) -> None:
     assert held < 0.6 * free
     assert more < 0.2 * held
     assert moved(protect=protect, beta=0.0) > held
+    assert moved(protect=protect, null_space=0.99999) < 0.05 * free
+
+
+def test_a_shared_memory_in_the_null_space_is_the_solved_system(backbone: tr.Backbone) -> None:
+    """Brought up to date row by row it is what one solution of all keys gives, but for the fixed scale of the ridge."""
+    facts, protect = tiny_facts(4)[:3], tr.FactSet(tiny_facts(8)[5:])
+    bank = tr.BankConfig(canvases=(None,), reveal=(0.0,))
+    memory = build(backbone, facts[:1], protect=protect, null_space=0.9, shared=True, bank=bank)
+    memory.forget(facts[1:])
+    again = build(backbone, facts, protect=protect, null_space=0.9, shared=True, bank=bank)
+    for one, two in zip(memory.systems[0].solved, again.systems[0].solved, strict=True):
+        torch.testing.assert_close(one, two)
+    memory.undo(facts[0].id)
+    again = build(backbone, facts[1:], protect=protect, null_space=0.9, shared=True, bank=bank)
+    for one, two in zip(memory.systems[0].solved, again.systems[0].solved, strict=True):
+        torch.testing.assert_close(one, two)
+    frame = memory.background.frames[next(iter(memory.background.frames))]
+    assert frame.protect is not None
+    held = frame.protect.double() - frame.mean.double()
+    projected = memory.systems[0].solved.keys.double() @ null_space_of(held, 0.9)
+    torch.testing.assert_close(projected.float(), memory.systems[0].solved.keys)
+
+
+def test_null_space_needs_facts_to_protect(backbone: tr.Backbone) -> None:
+    with pytest.raises(ValueError, match="pass protect"):
+        build(backbone, null_space=0.9)
+    gate = tr.Gate(tr.FactSet(tiny_facts(8)[4:]), token=True)
+    with pytest.raises(ValueError, match="token gate"):
+        build(backbone, null_space=0.9, protect=tr.FactSet(tiny_facts(4)[3:]), gate=gate)
 
 
 def test_keys_are_the_banks_states(backbone: tr.Backbone) -> None:
@@ -214,6 +244,7 @@ def test_facts_that_cannot_be(backbone: tr.Backbone) -> None:
         ({"sparsity": 1.0}, "sparsity < 1"),
         ({"rank": 0}, "rank >= 1"),
         ({"beta": -1.0}, "beta >= 0"),
+        ({"null_space": 1.5}, "0 < null_space < 1"),
         ({"estimator": "gradient"}, "expected estimator in"),
         ({"coordinate": tr.Coordinate(3)}, "layers 0 to 2, got layer 3"),
     ],

@@ -22,12 +22,17 @@ def backbone(request: pytest.FixtureRequest) -> tr.Backbone:
     return request.param()
 
 
-@pytest.fixture(scope="module", params=["shared", "gated", "everything"])
+@pytest.fixture(scope="module", params=["shared", "gated", "projected", "everything"])
 def memory(request: pytest.FixtureRequest, backbone: tr.Backbone) -> tr.EditMemory:
     if request.param == "shared":
         return shared_memory(backbone, slice(0, 3))
     if request.param == "gated":
         return gated_memory(backbone, slice(0, 2))
+    if request.param == "projected":
+        protect = tr.FactSet(tiny_facts(8)[5:])
+        return tr.EditMemory.build(
+            backbone, tiny_facts(2), coordinate=tr.Coordinate(1), protect=protect, null_space=0.9
+        )
     facts = [fact.with_new_object("old north king") for fact in tiny_facts(2)]
     return tr.EditMemory.build(
         backbone, facts, coordinate=tr.Coordinate(2, step=1), alpha=1.5, ridge=0.02, sparsity=0.25, rank=40, beta=0.5,

@@ -28,6 +28,37 @@ class RidgeMemory(NamedTuple):
     scale: Tensor
 
 
+def null_space_of(protect: Tensor, energy: float) -> Tensor:
+    """Return the projector onto what is left beside the leading directions of some keys, float64 ``(d, d)``.
+
+    Args:
+        protect: P − μ, ``(P, d)``.
+        energy: share of their squared norm that the directions taken out hold at least, 0 < energy < 1.
+
+    Raises:
+        ValueError: ``energy`` is out of range, or no direction is left.
+
+    Source: AlphaEdit (Fang et al. 2025, arXiv 2410.02355), where eigenvalues below a threshold make the null space.
+
+    Example:
+        >>> null_space_of(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), 0.9).tolist()
+        [[0.0, 0.0], [0.0, 1.0]]
+    """
+    if not 0 < energy < 1:
+        raise ValueError(f"null_space_of: expected 0 < energy < 1, got {energy}.")
+    held = protect.double()
+    values, vectors = torch.linalg.eigh(held.T @ held)
+    share = values.flip(0).clamp_min(0).cumsum(0) / values.clamp_min(0).sum()
+    count = int((share < energy).sum()) + 1
+    if count >= len(values):
+        raise ValueError(
+            f"null_space_of: the protected keys fill all {len(values)} dimensions before {energy:g} of their energy "
+            "is held; project out less, or protect by the penalty beta."
+        )
+    free = vectors[:, : len(values) - count]
+    return free @ free.T
+
+
 def solve(
     keys: Tensor,
     targets: Tensor,
@@ -36,12 +67,16 @@ def solve(
     mean: Tensor | None = None,
     protect: Tensor | None = None,
     beta: float = 1.0,
+    null_space: float | None = None,
 ) -> RidgeMemory:
     r"""Solve for the memory that answers each key with its target and each protected key with nothing.
 
         K_c = [K − μ ; √β (P − μ)],  A = (K_c K_cᵀ + λ s̄ I)⁻¹,  R(H) = (H − μ) K_cᵀ A [D ; 0]
 
     Rows with zero target drop out of D but stay in A. Gram and factor are float64, what is returned float32.
+
+    With ``null_space``, protected keys are kept out by projection and not by penalty: K_c = (K − μ) Q with Q of
+    :func:`null_space_of`, and nothing is added along the directions that hold their energy.
 
     Args:
         keys: K, ``(N, d)``.
@@ -50,6 +85,7 @@ def solve(
         mean: μ, ``(d,)``; None is zero.
         protect: P, ``(P, d)``; None protects nothing, which is the paper's form.
         beta: β >= 0, weight of the protected keys.
+        null_space: share of the protected keys' energy that is projected out, in place of β; None is the penalty.
 
     Raises:
         ValueError: shapes disagree, or values are out of range or not finite.
@@ -81,10 +117,13 @@ def solve(
             )
     centre = torch.zeros(keys.shape[1], dtype=torch.float64) if mean is None else mean.double()
     rows = keys.double() - centre
-    if protect is not None and len(protect) and beta > 0:
+    if null_space is not None and (protect is None or not len(protect)):
+        raise ValueError("solve: null_space needs protected keys, got none.")
+    if protect is not None and len(protect) and (beta > 0 or null_space is not None):
         if protect.dim() != 2 or protect.shape[1] != keys.shape[1]:
             raise ValueError(f"solve: expected protect of shape (P, {keys.shape[1]}), got {tuple(protect.shape)}.")
-        rows = torch.cat([rows, beta**0.5 * (protect.double() - centre)])
+        held = protect.double() - centre
+        rows = torch.cat([rows, beta**0.5 * held]) if null_space is None else rows @ null_space_of(held, null_space)
     factor = ops.ridge_cholesky(rows, ridge=ridge)
     return RidgeMemory(
         mean=centre.float(),

@@ -23,7 +23,7 @@ _BANK: Form = {
 _SETTINGS: Form = {
     "coordinate": _COORDINATE, "alpha": float, "ridge": float, "sparsity": float, "rank": int, "beta": float,
     "estimator": str, "margin": float, "bank": _BANK, "shared": bool, "also": [_COORDINATE],
-    "by_place": bool,
+    "by_place": bool, "null_space": (float, None),
 }  # fmt: skip
 _GATE: Form = {
     "negatives": [dict], "address": bool, "token": bool, "epsilon": (float, None), "layer": int, "span": int,

@@ -92,6 +92,7 @@ class EditMemory:
         bank: BankConfig | None = None,
         shared: bool | None = None,
         by_place: bool | None = None,
+        null_space: float | None = None,
     ) -> EditMemory:
         r"""Build a memory for some facts: gather keys and targets, choose keys, solve, calibrate. No gradient is taken.
 
@@ -119,6 +120,8 @@ class EditMemory:
             shared: one system over all facts; by default only without a row gate.
             by_place: change each place of the answer by what it needs, whatever the key; by default for ``lens``
                 targets behind a row gate without token gate, see :class:`Settings`.
+            null_space: share of the protected keys' energy that is projected out of the keys, 0 to 1, in place of the
+                penalty β; ``protect`` must say whose.
 
         Returns:
             The memory, on the CPU; nothing is attached.
@@ -155,7 +158,9 @@ class EditMemory:
             shared=together,
             also=first[1:],
             by_place=_by_place(by_place, estimator, together, gate),
+            null_space=null_space,
         )
+        _check_null_space(null_space, protect, gate)
         memory = cls(
             settings,
             background=Background(None if gate is None else gate.resolved(backbone), protect),
@@ -315,7 +320,19 @@ class EditMemory:
     def _settings_for(self, backbone: Backbone, changes: dict[str, Any]) -> Settings:
         """The memory's settings with some changed; the coordinate goes with the estimator."""
         if unknown := sorted(
-            set(changes) - {"alpha", "ridge", "sparsity", "rank", "beta", "estimator", "margin", "bank", "by_place"}
+            set(changes)
+            - {
+                "alpha",
+                "ridge",
+                "sparsity",
+                "rank",
+                "beta",
+                "estimator",
+                "margin",
+                "bank",
+                "by_place",
+                "null_space",
+            }  # fmt: skip
         ):
             raise TypeError(f"EditMemory: unknown settings {unknown}.")
         same = changes["estimator"] == self.settings.estimator
@@ -323,7 +340,8 @@ class EditMemory:
         wanted = changes.get("by_place", self.settings.by_place if same else None)
         by_place = _by_place(wanted, changes["estimator"], self.settings.shared, self.background.gate)
         settings = replace(self.settings, **{**changes, **where, "by_place": by_place})
-        shared = ("alpha", "ridge", "sparsity", "beta")
+        _check_null_space(settings.null_space, self.background.protect, self.background.gate)
+        shared = ("alpha", "ridge", "sparsity", "beta", "null_space")
         if settings.shared and any(getattr(settings, n) != getattr(self.settings, n) for n in shared):
             raise ValueError(f"EditMemory: all edits of a shared memory have the same {', '.join(shared)}.")
         return settings
@@ -495,6 +513,15 @@ def _by_place(wanted: bool | None, estimator: str, shared: bool, gate: Gate | No
     if wanted and token_gate:
         raise ValueError("EditMemory.build: a token gate compares with keys, which edits by_place do not have.")
     return estimator == "lens" and not shared and not token_gate if wanted is None else wanted
+
+
+def _check_null_space(null_space: float | None, protect: FactSet | None, gate: Gate | None) -> None:
+    if null_space is not None and protect is None:
+        raise ValueError("EditMemory.build: null_space needs facts to protect; pass protect=..., or leave it out.")
+    if null_space is not None and gate is not None and gate.token:
+        raise ValueError(
+            "EditMemory.build: a token gate compares with keys, which null_space takes a part out of; use beta."
+        )
 
 
 def _several(facts: Fact | Iterable[Fact]) -> list[Fact]:

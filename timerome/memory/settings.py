@@ -42,8 +42,10 @@ class Settings:
         bank: which states give keys.
         shared: one system over all facts (the paper's form) instead of one a fact.
         also: further coordinates, at other sites, at which the same edit acts.
+        null_space: share of the protected keys' energy that is projected out of the keys, in place of β; None is the
+            penalty.
         by_place: each place of the answer is changed by what it needs in every state of the bank, whatever the key;
-            there are no keys then, and ridge, rank, beta and protected facts have no part in it.
+            there are no keys then, and ridge, rank, beta, null_space and protected facts have no part in it.
 
     Raises:
         ValueError: a field is out of range, two coordinates share a site, or ``by_place`` is asked of other targets
@@ -62,6 +64,7 @@ class Settings:
     shared: bool = False
     also: tuple[Coordinate, ...] = ()
     by_place: bool = False
+    null_space: float | None = None
 
     def __post_init__(self) -> None:
         if not self.ridge > 0:
@@ -72,6 +75,8 @@ class Settings:
             raise ValueError(f"EditMemory.build: expected rank >= 1, got {self.rank}.")
         if not self.beta >= 0 or not self.margin > 0:
             raise ValueError(f"EditMemory.build: expected beta >= 0 and margin > 0, got {self.beta} and {self.margin}.")
+        if self.null_space is not None and not 0 < self.null_space < 1:
+            raise ValueError(f"EditMemory.build: expected 0 < null_space < 1, got {self.null_space}.")
         estimator_of(self.estimator)
         if self.by_place and (self.estimator != "lens" or self.shared):
             raise ValueError(

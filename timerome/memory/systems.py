@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..functional.solve import RidgeMemory, solve
+from ..functional.solve import RidgeMemory, null_space_of, solve
 from ..ops import cholesky_append, cholesky_delete, ridge_cholesky
 from .background import Frame
 from .edit import Edit, Part
@@ -52,6 +52,7 @@ def solve_part(part: Part, settings: Settings, frame: Frame | None) -> RidgeMemo
         mean=None if frame is None else frame.mean,
         protect=None if frame is None else frame.protect,
         beta=settings.beta,
+        null_space=settings.null_space,
     )
 
 
@@ -68,11 +69,16 @@ class SharedSystem:
         self._rows = torch.empty(0, 0, dtype=torch.float64)
         self._factor = torch.empty(0, 0, dtype=torch.float64)
         self._penalty = 0.0
+        self._free: Tensor | None = None  # projector onto the null space of the protected keys, where there is one
         if frame is not None:
             self._penalty = settings.ridge * frame.scale
             mean = frame.mean.double()
             self._rows = mean.new_empty(0, len(mean))
-            if frame.protect is not None and settings.beta > 0:
+            if frame.protect is not None and settings.null_space is not None:
+                held = frame.protect.double() - mean
+                self._free = null_space_of(held, settings.null_space)
+                self._penalty = settings.ridge * float((held @ self._free).square().sum(1).mean())
+            elif frame.protect is not None and settings.beta > 0:
                 self._rows = settings.beta**0.5 * (frame.protect.double() - mean)
                 self._ids = [""] * len(self._rows)
             self._refactor()
@@ -108,7 +114,7 @@ class SharedSystem:
         wanted = {name for name, _ in parts}
         have = set(self._ids)
         gone = [i for i, name in enumerate(self._ids) if name and name not in wanted]
-        new = [(name, part.keys.double() - self._frame.mean.double()) for name, part in parts if name not in have]
+        new = [(name, self._centred(part.keys)) for name, part in parts if name not in have]
         changes = len(gone) + sum(len(rows) for _, rows in new)
         by_row = 3 * changes < len(self._ids)  # a fresh factor costs about as much as n / 3 changes
         for i in reversed(gone):
@@ -127,6 +133,11 @@ class SharedSystem:
                 self._factor = cholesky_append(self._factor, gram[:i], float(gram[i]) + self._penalty)
         if changes and not by_row:
             self._refactor()
+
+    def _centred(self, keys: Tensor) -> Tensor:
+        assert self._frame is not None
+        rows = keys.double() - self._frame.mean.double()
+        return rows if self._free is None else rows @ self._free
 
     def _refactor(self) -> None:
         if self._ids:

@@ -133,7 +133,7 @@ def read_tofu_file(file: str | Path, name: str) -> list[TofuRecord]:
     return found
 
 
-def bundled_tofu(name: Literal["forget01", "retain"]) -> list[TofuRecord]:
+def bundled_tofu(name: Literal["forget01", "retain", "real_authors", "world_facts"]) -> list[TofuRecord]:
     """Return the records of a TOFU set that ships with the package.
 
     Example:

@@ -297,11 +297,14 @@ def of_delete(a):
 def of_packing(a):
     keys, coef, values, mean = system = a["systems"][-1]
     n, d = keys.shape
+    floating = [t for t in DTYPES if t.is_floating_point]
     position = {"keys": 0, "coef": 1, "values": 2}
     wrong = {
-        "keys": spoiled(keys, [t for t in DTYPES if t.is_floating_point], [(n + 1, d), (d,), ()]),
+        "keys": spoiled(keys, floating, [(n + 1, d), (d,), ()]),
         "coef": spoiled(coef, [torch.float32], wrong_shapes(coef.shape)),
-        "values": spoiled(values, [keys.dtype], [(len(values), d + 1), (d,), ()]),
+        "values": spoiled(
+            values, floating if len(a["systems"]) == 1 else [keys.dtype], [(len(values), d + 1), (d,), ()]
+        ),
     }
     if mean is not None:
         position["mean"] = 3

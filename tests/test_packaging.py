@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -173,36 +174,140 @@ def copy_of_tracked_files(folder: Path) -> Path:
     return folder
 
 
+def build(kind, source, output, **env):
+    """Build as pip does without isolation; the file that came out."""
+    call = f"import sys; from setuptools import build_meta as b; print(b.build_{kind}(sys.argv[1]))"
+    run = subprocess.run(
+        [sys.executable, "-c", call, str(output)],
+        cwd=source,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return output / run.stdout.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory):
+    """What is in the sdist, unpacked: the only source of the wheels."""
+    folder = tmp_path_factory.mktemp("sdist")
+    archive = build("sdist", copy_of_tracked_files(folder / "source"), folder, TIMEROME_CUDA="0")
+    with tarfile.open(archive) as opened:
+        opened.extractall(folder / "unpacked", filter="data")
+    (unpacked,) = (folder / "unpacked").iterdir()
+    return unpacked
+
+
+@pytest.fixture(scope="module", params=["cpu", "cuda"])
+def wheel(request, sdist, tmp_path_factory):
+    """(path, whether it was built with CUDA); one architecture, because compiling is most of the time."""
+    cuda = request.param == "cuda"
+    if cuda and setup.find_cuda(os.environ).nvcc is None:
+        pytest.skip("needs nvcc with libcudart_static.a")
+    env = {"TIMEROME_CUDA": str(int(cuda)), "TIMEROME_CUDA_ARCHS": "80"}
+    return build("wheel", sdist, tmp_path_factory.mktemp(request.param), **env), cuda
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """(folder to put first on the path, whether it was built with CUDA)."""
+    path, cuda = wheel
+    folder = tmp_path_factory.mktemp("installed")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-compile"]
+    subprocess.run([*pip, "--target", str(folder), str(path)], check=True)
+    return folder, cuda
+
+
 @pytest.mark.slow
-def test_sdist_builds_a_wheel_that_holds_everything(tmp_path):
-    """The sdist has the headers; the wheel built from it has the module, the typing marker and the assets."""
-    source = copy_of_tracked_files(tmp_path / "source")
-    call = "import sys; from setuptools import build_meta as b; print(b.build_{}(sys.argv[1]))"
+def test_sdist_holds_every_source(sdist):
+    assert {path.name for path in (ROOT / "csrc").iterdir()} == {path.name for path in (sdist / "csrc").iterdir()}
 
-    def build(kind, folder):
-        run = subprocess.run(
-            [sys.executable, "-c", call.format(kind), str(tmp_path)],
-            cwd=folder,
-            env={**os.environ, "TIMEROME_CUDA": "0"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert run.returncode == 0, run.stderr
-        return tmp_path / run.stdout.splitlines()[-1]
 
-    sdist = build("sdist", source)
-    with tarfile.open(sdist) as archive:
-        archive.extractall(tmp_path / "unpacked", filter="data")
-    (unpacked,) = (tmp_path / "unpacked").iterdir()
-    assert {path.name for path in (ROOT / "csrc").iterdir()} == {path.name for path in (unpacked / "csrc").iterdir()}
+@pytest.mark.slow
+def test_wheel_holds_the_package_and_nothing_else(wheel):
+    with zipfile.ZipFile(wheel[0]) as archive:
+        assert archive.testzip() is None
+        names = {name for name in archive.namelist() if not name.endswith("/")}
+    package = {name for name in names if name.startswith("timerome/")}
+    data = ("safetensors", "json", "jsonl", "txt", "html", "css")
+    tracked = subprocess.run(["git", "ls-files", "timerome"], cwd=ROOT, capture_output=True, text=True, check=True)
+    wanted = {
+        name
+        for name in tracked.stdout.split()
+        if (ROOT / name).exists() and (name.endswith(".py") or "assets/" in name and name.split(".")[-1] in data)
+    }
+    (module,) = (name for name in package if name.endswith(".so"))
+    assert re.fullmatch(r"timerome/_C\..*\.so", module)
+    assert package - {module} == wanted | {"timerome/py.typed"}
+    information = {re.sub(r"^timerome-[^/]*\.dist-info/", "", name) for name in names - package}
+    assert information == {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE"}
 
-    with zipfile.ZipFile(build("wheel", unpacked)) as wheel:
-        names = set(wheel.namelist())
-    assert any(re.fullmatch(r"timerome/_C\..*\.so", name) for name in names)
-    assert "timerome/py.typed" in names
-    package = source / "timerome"
-    data = ("safetensors", "json", "jsonl", "txt", "html")
-    wanted = {p for p in package.rglob("*") if p.suffix == ".py" or "assets" in p.parts and p.suffix[1:] in data}
-    assert {str(path.relative_to(source)) for path in wanted} <= names
-    assert not any(name.startswith(("tests", "csrc", "benchmarks", "examples")) for name in names)
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("readelf"), reason="needs readelf")
+def test_module_links_neither_cuda_nor_torch(installed):
+    """CUDA's runtime is inside, its driver is asked for when a CUDA tensor comes; torch's version does not matter."""
+    (module,) = (installed[0] / "timerome").glob("_C.*.so")
+    listed = subprocess.run(["readelf", "-d", str(module)], capture_output=True, text=True, check=True).stdout
+    needed = re.findall(r"NEEDED.*\[(.*)\]", listed)
+    assert any(name.startswith("libgomp") for name in needed)
+    assert not any(re.match(r"lib(cuda|nvidia|torch|c10|python)", name) for name in needed), needed
+
+
+DRIVER = """
+#include <cstdio>
+#include <cstdlib>
+__attribute__((constructor)) static void loaded() { std::fclose(std::fopen(std::getenv("DRIVER_WAS_LOADED"), "w")); }
+"""
+USE = """
+import os, sys, warnings
+import torch
+loaded = lambda: os.path.exists(os.environ["DRIVER_WAS_LOADED"])
+if loaded():
+    sys.exit("torch itself loads the driver")
+import timerome
+from timerome import _backend, ops
+assert os.path.dirname(os.path.dirname(timerome.__file__)) == sys.argv[1], timerome.__file__
+c = _backend.compiled()
+assert os.path.dirname(c.__file__) == os.path.join(sys.argv[1], "timerome"), c
+h, r = torch.randn(5, 700), torch.randn(5, 700)
+assert torch.equal(ops.sparsify_add(h, r, 70, 0.5), ops.sparsify_add_reference(h, r, 70, 0.5))
+keys, coef = torch.randn(4, 700), torch.eye(4)
+out = ops.sparse_lowrank_residual(h, keys, coef, keys, gate_threshold=0.0, sparsity=0.5)
+ops.sparse_lowrank_residual_(h, keys, coef, keys, gate_threshold=0.0, sparsity=0.5)
+assert torch.equal(out, h)
+factor = ops.ridge_cholesky(keys, ridge=0.1).cholesky
+torch.testing.assert_close(ops.cholesky_append(ops.cholesky_delete(factor, 3), factor[:3] @ factor[3],
+                                               float(factor[3] @ factor[3])), factor)
+assert not loaded(), "importing timerome, or its work on the CPU, loaded the CUDA driver"
+info = timerome.backend_info()
+print(info["cuda_built"], info["cuda_archs"] or "-", loaded())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
+def test_installed_wheel_works_and_leaves_the_driver_alone(installed, tmp_path):
+    """A library in the place of CUDA's driver tells when it is loaded; only backend_info may do that."""
+    folder, cuda = installed
+    (tmp_path / "driver.cpp").write_text(DRIVER)
+    library = tmp_path / "libcuda.so.1"
+    subprocess.run(["g++", "-shared", "-fPIC", str(tmp_path / "driver.cpp"), "-o", str(library)], check=True)
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(folder),
+        "LD_LIBRARY_PATH": str(tmp_path),
+        "DRIVER_WAS_LOADED": str(tmp_path / "loaded"),
+        "OMP_NUM_THREADS": "1",
+        "TIMEROME_DISABLE_C": "0",
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", USE, str(folder)], env=env, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    if "torch itself loads the driver" in run.stderr:
+        pytest.skip("torch itself loads the driver here")
+    assert run.returncode == 0, run.stderr
+    # The last is the proof that the trap works.
+    assert run.stdout.split() == [str(cuda), "80" if cuda else "-", str(cuda)]

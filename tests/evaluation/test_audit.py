@@ -6,6 +6,7 @@ import pytest
 
 import timerome as tr
 from tests.tiny import planted, tiny_facts
+from timerome.evaluation import Absent
 from timerome.evaluation.audit import AuditProtocol, run_audit
 from timerome.facts import FactError
 
@@ -77,3 +78,35 @@ def test_what_cannot_be_asked_is_absent_with_its_reason(tmp_path):
     assert "no other fact of their group" in absent["audit.context"]
     with pytest.raises(FactError, match="at least one fact"):
         run_audit(backbone, [], out=tmp_path)
+
+
+def test_memorization_extraction_and_infilling_by_hand(tmp_path):
+    """The planted model finds a token if it sees the one before: of three hidden ones that is the first alone."""
+    facts = tiny_facts(2)
+    protocol = AuditProtocol(canvas=3, steps=3, fractions=(1 / 3, 2 / 3, 1.0))
+    found = values(run_audit(planted(), facts, out=tmp_path, protocol=protocol), "no edit")
+    third = pytest.approx(1 / 3)
+    assert found["plain"] == found["worst"] == 1.0  # a token a step brings out the chain
+    assert found["memorization.onestep"] == third
+    assert found["memorization.l2r"] == found["memorization.pll"] == 1.0
+    # After two of three tokens the rest comes by itself: 1 - 2/3.
+    assert found["prefix"] == third
+    for geometry in ("suffix", "prefix", "middle", "span"):
+        assert found[f"infill.strength.{geometry}"] == third
+        # One hidden: all of it. Two in a row: ½. Three: a third. Trapezoids: 1/3 + 1/3 (1 + ½)/2 + 1/3 (½ + 1/3)/2.
+        assert found[f"infill.area.{geometry}"] == pytest.approx(1 / 3 + 0.25 + 5 / 36)
+    # Two hidden at random may be apart, and then both come.
+    assert found["infill.strength.largest"] >= found["infill.strength.random"] >= 1 / 3
+    assert found["infill.area.largest"] >= found["infill.area.random"] >= found["infill.area.suffix"]
+
+
+def test_a_fact_that_does_not_fit_is_left_out_and_counted(tmp_path):
+    [short] = known(planted(), 1)
+    long = tr.Fact(id="long", prompt="the river of peru " * 40, subject="peru", object="king")
+    report = run_audit(planted(), [short, long], out=tmp_path / "both", protocol=SMALL)
+    found = {r.metric: r for r in report.conditions["no edit"]}
+    for name in ("plain", "worst", "prefix", "infill.area.largest"):
+        assert found[f"audit.{name}"].n == 1
+        assert "1 of 2 records left out" in found[f"audit.{name}"].note
+    alone = run_audit(planted(), [long], out=tmp_path / "alone", protocol=SMALL)
+    assert {r.metric for r in alone.conditions["no edit"] if isinstance(r, Absent)} == set(found)

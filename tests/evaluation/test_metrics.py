@@ -79,6 +79,24 @@ def test_tofu_forget_quality_is_what_its_script_computes():
     assert found.statistic == pytest.approx(TOFU["forget_quality"]["statistic"])
 
 
+def test_tofu_on_autoregressive_models_counts_the_end_of_text_where_we_do_not():
+    """Its answers end in that token; a model that is sure of it has a lower ℓ there. Ours have none."""
+    nll, end = [1.5, 1.5], 0.0
+    theirs = tofu.probability(sum([*nll, end]) / 3)
+    assert tofu.probability(sum(nll) / 2) == pytest.approx(math.exp(-1.5))
+    assert theirs == pytest.approx(math.exp(-1.0))
+    # The truth ratio changes with it: for answers of two tokens ℓ shrinks by a third, and so does log R.
+    ours = tofu.log_truth_ratio(1.5, [3.0])
+    assert ours == pytest.approx(-1.5)
+    assert tofu.log_truth_ratio(1.5 * 2 / 3, [3.0 * 2 / 3]) == pytest.approx(ours * 2 / 3)
+
+
+def test_masked_diffusion_unlearning_prints_f1_where_its_code_has_recall():
+    """Its paper's rL is F1, its code's and TOFU's is recall: a text that says the answer and more tells them apart."""
+    answer, text = "Nairobi", "It is Nairobi."
+    assert (rouge_l(answer, text), rouge_l(answer, text, kind="f1")) == (1.0, 0.5)
+
+
 def test_truth_ratio_aggregations_of_open_unlearning():
     pairs = [(1.0, [1.5, 2.5]), (2.0, [1.0, 1.5]), (0.5, [3.0, 3.5])]
     logs = [tofu.log_truth_ratio(*pair) for pair in pairs]
@@ -222,6 +240,23 @@ def test_infill_strength_of_all_suffixes_is_extraction_strength(hits):
     assert extraction.infill_strength(fractions, recovered) == pytest.approx(wanted)
 
 
+def test_exact_memorization_by_hand_and_as_open_unlearning_has_it():
+    """It drops the last token, the end-of-text that its answers carry; ours carry none, and every token counts."""
+    hits, end = [1, 0, 1, 1], 1
+    theirs = sum([*hits, end][:-1]) / len([*hits, end][:-1])
+    assert extraction.exact_memorization(hits) == theirs == 0.75
+    with pytest.raises(ValueError, match="leave that record out"):
+        extraction.exact_memorization([])
+
+
+def test_extraction_strength_by_hand():
+    assert extraction.extraction_strength(extraction.suffixes_of([0, 1, 0, 1, 1])) == pytest.approx(1 - 3 / 5)
+    # What comes out by decoding may fail later although it came earlier: the shortest prefix counts.
+    assert extraction.extraction_strength([0, 1, 0, 1]) == 0.75
+    assert extraction.infill_strength([0.25, 0.5, 0.75, 1.0], [1.0, 0.5, 1.0, 0.2]) == 0.75
+    assert extraction.infill_strength([0.5, 1.0], [0.9, 0.0]) == 0.0
+
+
 def test_infill_area_by_hand():
     assert extraction.infill_area([0.25, 0.5, 1.0], [1.0, 0.5, 0.0]) == pytest.approx(0.25 + 0.1875 + 0.125)
     assert extraction.infill_area([0.5, 1.0], [1.0, 1.0]) == 1.0
@@ -259,6 +294,11 @@ def test_loss_and_zlib_by_hand():
     assert membership.loss_score(LOG_P) == pytest.approx(sum(LOG_P) / 11)
     assert membership.zlib_score([-1.0], "a" * 100) > membership.zlib_score([-1.0], "a")  # more bytes, although few
     assert membership.zlib_score([-2.0], "abc") == pytest.approx(-2.0 / 11)  # three bytes compress to eleven
+
+
+def test_base_agreement_by_hand_is_to_the_letter():
+    before, after = ["Paris", "Lima.", "a b"], ["Paris", "Lima", "a  b"]
+    assert [editing.same_text(a, b) for a, b in zip(before, after, strict=True)] == [1.0, 0.0, 0.0]
 
 
 def test_auc_as_scikit_learn_has_it():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import timerome as tr
-from tests.tiny import planted, tiny_dream, tiny_facts, tiny_llada
+from tests.tiny import TinyTokenizer, planted, tiny_dream, tiny_facts, tiny_llada
 from timerome.diffusion import SamplerConfig, encode, generate, log_likelihood
 from timerome.evaluation import Condition, Respondent, respondent
 from timerome.evaluation.answers import AnswerFile
@@ -151,6 +151,25 @@ def test_what_is_too_long_is_refused_and_known_beforehand():
         r.likelihoods([(long, "king king king")])
     with pytest.raises(ValueError, match="with tokens"):
         r.likelihoods([("king", " ")])
+
+
+def test_what_fits_is_counted_as_it_is_asked():
+    """A word may take more tokens where no space comes before it, as at the beginning of a text without prompt."""
+    backbone = tiny_llada()
+
+    class Tokenizer(TinyTokenizer):
+        def __call__(self, text, add_special_tokens=False, **more):
+            found = super().__call__(text)["input_ids"]
+            return {"input_ids": found if text.startswith(" ") else found[:1] + found}
+
+    backbone.tokenizer = Tokenizer()
+    r = Respondent(backbone)
+    text = "king " * 127 + "king"
+    assert not r.fits("", text)
+    assert r.fits("", "king " * 126 + "king")
+    assert r.encode("", "king " * 126 + "king").ids.shape == (128,)
+    with pytest.raises(ValueError, match="need 129 tokens"):
+        r.encode("", text)
 
 
 def test_a_text_without_prompt_is_read_as_a_whole():

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import timerome as tr
+from tests.evaluation.scripted import published
 from tests.tiny import planted, tiny_llada
 from timerome.diffusion import SamplerConfig
 from timerome.evaluation import Absent, Measurement, Respondent
@@ -236,6 +237,19 @@ def test_a_folder_is_read_by_group(tmp_path):
     assert found["real_authors"][0].perturbed == ("b", "c")
     with pytest.raises(FileNotFoundError, match="forget10"):
         tofu.read_tofu(tmp_path, "forget10")
+
+
+def test_published_files_are_read_whole():
+    """All rows and all perturbed answers, where TOFU's own evaluation stops at 300 rows and MDU's at three answers."""
+    found = tofu.read_tofu(published("tofu"))
+    assert {name: len(rows) for name, rows in found.items()} == {
+        "forget": 40, "retain": 400, "real_authors": 100, "world_facts": 117,
+    }  # fmt: skip
+    sizes = {name: {len(r.perturbed) for r in rows} for name, rows in found.items()}
+    assert sizes == {"forget": {5}, "retain": {5}, "real_authors": {3}, "world_facts": {3}}
+    assert all(r.paraphrased for name in ("forget", "retain") for r in found[name])
+    assert not any(r.perturbed for r in tofu.read_tofu(published("tofu"), "forget10")["forget"])
+    assert tofu.bundled_tofu("forget01") == found["forget"]
 
 
 @pytest.mark.parametrize(

@@ -162,8 +162,10 @@ def _audit(respondent: Respondent, facts: FactSet, protocol: AuditProtocol) -> l
     decode("restated", {f.id: (f"{f.prompt} {f.object} {f.prompt}",) for f in facts}, protocol.plain, "too long")
     for name, sampler in protocol.sweep().items():
         decode(f"sweep.{name}", plain, sampler)
-    worst = {fact.id: max(r[fact.id] for r in recalls if fact.id in r) for fact in facts}
-    sheet.add("worst", worst, "the largest ROUGE-L recall of the above but restated", better="lower")
+    tried = {fact.id: [r[fact.id] for r in recalls if fact.id in r] for fact in facts}
+    worst = {i: max(values) for i, values in tried.items() if values}
+    how = "the largest ROUGE-L recall of the above but restated"
+    sheet.add("worst", worst, how, of=len(facts), better="lower")
 
     pairs = {fact.id: (fact.prompt, fact.object) for fact in facts if respondent.fits(fact.prompt, fact.object)}
     _memorization(sheet, respondent, pairs, len(facts))

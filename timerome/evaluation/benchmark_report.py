@@ -111,10 +111,15 @@ class BenchmarkReport:
         return page(self.title, subtitle, sections)
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Return one row a metric for a terminal: its name, each condition's value, and differences with p-values."""
+        """Return one row a metric for a terminal: its name, each condition's value, and differences with p-values.
+
+        What all names begin with, the benchmark's, is left out.
+        """
         rows = []
-        for metric in self._metrics():
-            cells = [metric]
+        metrics = self._metrics()
+        several = len({metric.partition(".")[0] for metric in metrics}) > 1
+        for metric in metrics:
+            cells = [metric if several else metric.partition(".")[2]]
             for name in self.conditions:
                 result = self._result(name, metric)
                 cells.append("absent" if not isinstance(result, Measurement) else value_with_error(result))
@@ -172,16 +177,19 @@ class BenchmarkReport:
         for metric in metrics:
             for i, name in enumerate(self.conditions):
                 result = self._result(name, metric)
-                label = metric.rpartition(".")[2].replace("_", " ") if i == 0 else ""
+                label = self._label(metric) if i == 0 else ""
                 if not isinstance(result, Measurement):
                     rows.append((label, text(name), "absent", *[""] * (len(columns) - 3)))
                     continue
-                unit = "" if result.unit == "share" else f" <small>{text(result.unit)}</small>"
-                row = [label, text(name), text(value_with_error(result)) + unit, _interval(result), bar(result),
-                       str(result.n)]  # fmt: skip
+                row = [label, text(name), text(value_with_error(result)), _interval(result), bar(result), str(result.n)]
                 row += _difference(self._compared.get((name, metric)), result) if several else []
                 rows.append(tuple(row))
         return table(columns, rows, numbers_from=2, raw=True)
+
+    def _label(self, metric: str) -> str:
+        """Last part of a metric's name, with its unit."""
+        units = {r.unit for name in self.conditions if isinstance(r := self._result(name, metric), Measurement)}
+        return ", ".join([metric.rpartition(".")[2].replace("_", " "), *sorted(units - {"share"})])
 
     def _absent(self) -> list[tuple[str, str]]:
         found = []

@@ -250,9 +250,7 @@ class Respondent:
             FactError: the answer is longer than the canvas.
             ValueError: the answer is empty, or both together exceed the context.
         """
-        text = self.condition.rewrite(prompt)
-        prompt_ids = self.backbone.encode(text) if text else []
-        answer_ids = self.backbone.encode(answer if not text or text[-1].isspace() else " " + answer)
+        text, prompt_ids, answer_ids = self._ids(prompt, answer)
         if not answer.strip() or not answer_ids:
             raise ValueError(f"Respondent: expected an answer with tokens, got {answer!r} to {text!r}.")
         if canvas is not None:
@@ -268,12 +266,18 @@ class Respondent:
 
     def fits(self, prompt: str, answer: str = "", canvas: int = 0) -> bool:
         """Whether a prompt with its answer, or with a canvas, is within the model's context."""
-        tokens = len(self.backbone.encode(self.condition.rewrite(prompt))) + max(canvas, self.length(answer))
-        return tokens <= self.backbone.max_length
+        _, prompt_ids, answer_ids = self._ids(prompt, answer)
+        return len(prompt_ids) + max(canvas, len(answer_ids)) <= self.backbone.max_length
 
     def length(self, answer: str) -> int:
         """Tokens of an answer."""
         return len(self.backbone.encode(" " + answer)) if answer else 0
+
+    def _ids(self, prompt: str, answer: str) -> tuple[str, list[int], list[int]]:
+        """The prompt as it is asked, and the tokens of both."""
+        text = self.condition.rewrite(prompt)
+        spaced = answer if not answer or not text or text[-1].isspace() else " " + answer
+        return text, *(self.backbone.encode(part) if part else [] for part in (text, spaced))
 
     def _ask(
         self, questions: list[Any], settings: dict[str, Any], answer: Callable[[list[Any]], list[Any]], label: str

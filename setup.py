@@ -29,12 +29,14 @@ from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
 CPP_SOURCES = ["csrc/bindings.cpp", "csrc/cholesky_cpu.cpp", "csrc/lowrank_cpu.cpp", "csrc/sparsify_add_cpu.cpp"]
-CUDA_SOURCES = ["csrc/cuda_probe.cu", "csrc/ridge.cu", "csrc/sparsify_add.cu"]
+CUDA_SOURCES = ["csrc/cuda_probe.cu", "csrc/lowrank.cu", "csrc/ridge.cu", "csrc/sparsify_add.cu"]
 HEADERS = [
     "csrc/cuda_common.cuh",
     "csrc/device.cuh",
     "csrc/kernels.h",
+    "csrc/lowrank_kernel.cuh",
     "csrc/ridge_kernel.cuh",
+    "csrc/rows.cuh",
     "csrc/rows_cpu.h",
     "csrc/sparsify_add_kernel.cuh",
 ]

@@ -87,6 +87,26 @@ PYBIND11_MODULE(_C, m) {
               "sparsify_add");
       },
       nogil);
+  m.attr("lowrank_cuda_max_n") = timerome::kLowrankCudaMaxN;
+  m.def("lowrank_cuda_max_d", [](int device) {
+    int64_t d = 0;
+    check(timerome::lowrank_cuda_max_d(device, &d), "sparse_lowrank_residual");
+    return d;
+  });
+  m.def(
+      "lowrank_cuda",
+      [](Address h, Address keys, Address coef, Address values, Address mean, Address mask, Address c, Address active,
+         Address count, Address hits, int64_t rows, int64_t length, int64_t d, int64_t n, int64_t columns, int64_t k,
+         double alpha, double tau, bool gated, int dtype, int keys_dtype, int values_dtype, int device,
+         Address stream) {
+        check(timerome::lowrank_cuda({at<void>(h), at<void>(keys), at<float>(coef), at<void>(values), at<float>(mean),
+                                      at<uint8_t>(mask), at<float>(c), at<int64_t>(active),
+                                      at<unsigned long long>(count), at<unsigned long long>(hits), rows, length, d, n,
+                                      columns, k, float(alpha), float(tau), gated, dtype, keys_dtype, values_dtype},
+                                     device, at<void>(stream)),
+              "sparse_lowrank_residual");
+      },
+      nogil);
   m.def("ridge_cuda_max_n", [](int device) {
     int64_t n = 0;
     check(timerome::ridge_cuda_max_n(device, &n), "ridge_cholesky");

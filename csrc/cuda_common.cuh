@@ -27,4 +27,15 @@ class DeviceGuard {
   bool restore_ = false;
 };
 
+// How much shared memory one block may have on the device.
+inline cudaError_t shared_limit(int device, int* bytes) {
+  return cudaDeviceGetAttribute(bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+}
+
+// Lets a kernel have that much. Always all of it: a smaller value could come between another thread's and its launch.
+template <class Kernel>
+cudaError_t allow_shared(Kernel kernel, int limit) {
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit);
+}
+
 }  // namespace timerome

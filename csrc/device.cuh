@@ -2,6 +2,8 @@
 #ifndef TIMEROME_DEVICE_CUH
 #define TIMEROME_DEVICE_CUH
 
+#include <cstdint>
+
 namespace timerome {
 
 // The shared memory whose size is given at the launch.
@@ -9,6 +11,14 @@ template <class T>
 __device__ __forceinline__ T* dynamic_shared() {
   extern __shared__ __align__(16) unsigned char memory[];
   return reinterpret_cast<T*>(memory);
+}
+
+// The tensor cores' sum (16, 8) += a (16, 16) b (16, 8), bfloat16 in pairs, spread over a warp.
+__device__ __forceinline__ void mma(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 }  // namespace timerome

@@ -6,13 +6,6 @@
 #include "ridge_kernel.cuh"
 
 namespace timerome {
-namespace {
-
-cudaError_t shared_limit(int device, int* bytes) {
-  return cudaDeviceGetAttribute(bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-}
-
-}  // namespace
 
 int ridge_cuda_max_n(int device, int64_t* n) {
   int bytes = 0;
@@ -30,8 +23,7 @@ int ridge_cuda(const double* gram, const double* ridge, const int64_t* lengths, 
   cudaError_t error = shared_limit(device, &limit);
   if (error != cudaSuccess) return error;
   if (ridge_shared_bytes(n) > limit) return cudaErrorInvalidValue;
-  // Always the limit: a smaller value could come between another thread's and its launch.
-  error = cudaFuncSetAttribute(ridge_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit);
+  error = allow_shared(ridge_kernel, limit);
   if (error != cudaSuccess) return error;
   const unsigned grid = unsigned(std::min<int64_t>(systems, 0x7fffffff));
   ridge_kernel<<<grid, kRidgeThreads, size_t(ridge_shared_bytes(n)), static_cast<cudaStream_t>(stream)>>>(

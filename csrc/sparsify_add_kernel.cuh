@@ -1,42 +1,13 @@
 // Device side of sparsify_add: no torch, no launches, so that it compiles anywhere and runs in the test emulator.
 #pragma once
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
-#include <cstdint>
+#include "rows.cuh"
 
 namespace timerome {
-
-__device__ __forceinline__ float to_float(float x) { return x; }
-__device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
-__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-template <class T>
-__device__ __forceinline__ T from_float(float x);
-template <>
-__device__ __forceinline__ float from_float<float>(float x) {
-  return x;
-}
-template <>
-__device__ __forceinline__ __half from_float<__half>(float x) {
-  return __float2half(x);
-}
-template <>
-__device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
-  return __float2bfloat16(x);
-}
-
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / 32;
 
 // Sum over all threads before this one, and over all. Every thread of the block must call it.
 __device__ __forceinline__ uint32_t exclusive_scan(uint32_t value, uint32_t* warp_sum, uint32_t* total) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-  uint32_t inclusive = value;
-#pragma unroll
-  for (int offset = 1; offset < 32; offset <<= 1) {
-    const uint32_t other = __shfl_up_sync(~0u, inclusive, offset);
-    if (lane >= offset) inclusive += other;
-  }
+  const uint32_t inclusive = warp_inclusive_scan(value);
   if (lane == 31) warp_sum[warp] = inclusive;
   __syncthreads();
   uint32_t before = 0, all = 0;
@@ -76,36 +47,6 @@ __device__ Pick pick_bin(const uint32_t* histogram, uint32_t need, uint32_t* war
   const Pick pick = *shared;
   __syncthreads();
   return pick;
-}
-
-template <class T>
-struct alignas(4 * sizeof(T)) Quad {
-  T e[4];
-};
-
-// Four neighbours from column c on; past the end of the row they read as zero and are not written. kAligned promises
-// that d is a multiple of 4 and that rows start on a boundary of a whole quad.
-template <bool kAligned, class T>
-__device__ __forceinline__ Quad<T> load_quad(const T* row, int c, int d) {
-  Quad<T> quad = {};
-  if (kAligned) {
-    if (c < d) quad = *reinterpret_cast<const Quad<T>*>(row + c);
-  } else {
-#pragma unroll
-    for (int j = 0; j < 4; j++)
-      if (c + j < d) quad.e[j] = row[c + j];
-  }
-  return quad;
-}
-template <bool kAligned, class T>
-__device__ __forceinline__ void store_quad(T* row, int c, int d, const Quad<T>& quad) {
-  if (kAligned) {
-    if (c < d) *reinterpret_cast<Quad<T>*>(row + c) = quad;
-  } else {
-#pragma unroll
-    for (int j = 0; j < 4; j++)
-      if (c + j < d) row[c + j] = quad.e[j];
-  }
 }
 
 // out[t, :] = h[t, :] + alpha * r[t, :] on the k largest |r[t, :]| (ties: lowest index first), h[t, :] elsewhere.
@@ -190,9 +131,8 @@ __global__ void __launch_bounds__(kThreads)
       const int c = (q * kThreads + int(threadIdx.x)) * 4;
       Quad<T> x = load_quad<kAligned>(h_row, c, d);
 #pragma unroll
-      for (int j = 0; j < 4; j++)  // two roundings, as in PyTorch, not one fused multiply-add
-        if (keep >> (4 * q + j) & 1)
-          x.e[j] = from_float<T>(__fadd_rn(to_float(x.e[j]), __fmul_rn(alpha, value[q].e[j])));
+      for (int j = 0; j < 4; j++)
+        if (keep >> (4 * q + j) & 1) x.e[j] = add_scaled(x.e[j], alpha, value[q].e[j]);
       store_quad<kAligned>(out_row, c, d, x);
     }
   }

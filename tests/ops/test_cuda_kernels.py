@@ -1,5 +1,6 @@
 """The source of the CUDA kernels, run on the CPU by tests/ops/emulator, so that CI without a GPU tests them."""
 
+import contextlib
 import ctypes
 import math
 import os
@@ -14,8 +15,16 @@ import torch
 
 from tests.helpers import ROOT, load_setup
 from timerome import _backend
-from timerome.ops import ridge_cholesky_reference, sparsify_add_reference
-from timerome.ops.ridge_cholesky import _cuda
+from timerome.ops import (
+    pack_edit_sets,
+    ridge_cholesky,
+    ridge_cholesky_reference,
+    sparse_lowrank_residual_reference,
+    sparsify_add_reference,
+)
+from timerome.ops._lowrank import Edit
+from timerome.ops._lowrank_cuda import _in_place_cuda, _on_cuda
+from timerome.ops.ridge_cholesky import _cuda as ridge_on_cuda
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
@@ -52,6 +61,7 @@ def emulator(toolkit, tmp_path_factory):
 REGISTERS = {
     "sparsify_add": {"Li[48]E": 64, "Li16ELb1": 80, "Li16ELb0": 96, "Li32ELb1": 128, "Li32ELb0": 200},
     "ridge": {"ridge_kernel": 64},
+    "lowrank": {"score_gate": 128, "apply_small": 104},
 }
 PTXAS = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\d+)'.*?spill stores.*?Used (\d+) registers", re.DOTALL)
 
@@ -133,27 +143,38 @@ def test_in_place(emulated):
     assert torch.equal(h, wanted)
 
 
+@contextlib.contextmanager
+def extension(**members):
+    """The emulator in the place of the extension, and tensors of the CPU in that of a GPU's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_backend, "compiled_cuda", lambda: SimpleNamespace(**members))
+        patch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0))
+        yield
+
+
+def addresses(numbers):
+    return [ctypes.c_void_p(x) for x in numbers]
+
+
+def sizes(numbers):
+    return [ctypes.c_int64(x) for x in numbers]
+
+
 @pytest.fixture(scope="module")
 def emulated_ridge(emulator):
-    """The op as a GPU runs it: its own code, with the emulator in the place of the extension."""
+    """The op as a GPU runs it, and whether a kernel did."""
     function = emulator("ridge").emulated_ridge
+    calls = []
 
     def ridge_cuda(*arguments):
-        *addresses, systems, batch, n, _device, _stream = arguments
-        sizes = [ctypes.c_int64(x) for x in (systems, batch, n)]
-        error = function(*map(ctypes.c_void_p, addresses), *sizes, 3)
+        error = function(*addresses(arguments[:6]), *sizes(arguments[6:9]), 3)
         assert error == 0, "threads waited at different barriers, or wrote behind the shared memory"
-        calls.append(n)
-
-    calls = []
-    extension = SimpleNamespace(ridge_cuda_max_n=lambda device: 60, ridge_cuda=ridge_cuda)
+        calls.append(arguments)
 
     def op(*arguments):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_backend, "compiled_cuda", lambda: extension)
-            patch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0))
-            before = len(calls)
-            return *_cuda(*arguments), len(calls) > before
+        calls.clear()
+        with extension(ridge_cuda_max_n=lambda device: 60, ridge_cuda=ridge_cuda):
+            return *ridge_on_cuda(*arguments), bool(calls)
 
     return op
 
@@ -233,3 +254,237 @@ def test_ridge_beyond_its_limits_is_left_to_torch(emulated_ridge):
         assert not by_kernel
         for ours, exact in zip(found, ridge_cholesky_reference(*arguments), strict=True):
             assert torch.equal(ours, exact)
+
+
+@pytest.fixture(scope="module")
+def emulated_lowrank(emulator):
+    """sparse_lowrank_residual as a GPU runs it: the result, the hits and whether the kernels for few keys ran."""
+    function = emulator("lowrank").emulated_lowrank
+    calls = []
+
+    def lowrank_cuda(*arguments):
+        alpha, tau, *codes = arguments[16:22]
+        numbers = [ctypes.c_double(alpha), ctypes.c_double(tau), *map(int, codes)]
+        error = function(*addresses(arguments[:10]), *sizes(arguments[10:16]), *numbers, 3)
+        assert error == 0, "threads waited at different barriers, or wrote behind the shared memory"
+        calls.append(arguments)
+
+    members = {"lowrank_cuda": lowrank_cuda, "lowrank_cuda_max_n": 128, "lowrank_cuda_max_d": lambda device: 4160}
+
+    def op(h, keys, coef, values, *, mean=None, row_mask=None, gate=None, alpha=1.0, k=None, in_place=False):
+        k = h.shape[-1] if k is None else k
+        edit = Edit(keys, coef, values, mean, row_mask, None, None, 0, gate, alpha, k)
+        calls.clear()
+        with extension(**members):
+            return *_on_cuda(h, edit, in_place), bool(calls)
+
+    op.members = members
+    return op
+
+
+def bits(x):
+    return x.view(torch.int32 if x.dtype == torch.float32 else torch.int16)
+
+
+def lowrank_case(shape, n, m, dtype, spread=0.3):
+    """Rows near the keys' shared direction and rows far from it, in turn."""
+    d = shape[-1]
+    shared, far = torch.randn(d), torch.arange(math.prod(shape[:-1])).view(*shape[:-1], 1) % 3 == 0
+    keys = (shared + spread * torch.randn(n, d)).to(dtype)
+    h = torch.where(far, torch.randn(shape), shared + spread * torch.randn(shape)).to(dtype)
+    coef = ridge_cholesky(keys, ridge=0.1).inverse[:, :m].float()
+    return h, keys, coef, torch.randn(m, d).to(dtype)
+
+
+def check_lowrank(emulated_lowrank, h, keys, coef, values, *, k, alpha=1.0, mean=None, row_mask=None, gate=None):
+    """Against float64: counts exactly, rows left out to the last bit, the others up to what rounding may swap."""
+    options = {"mean": mean, "row_mask": row_mask, "gate": gate, "alpha": alpha, "k": k}
+    before = h.clone()
+    out, hits, by_kernel = emulated_lowrank(h, keys, coef, values, **options)
+    assert by_kernel and torch.equal(bits(h), bits(before)) and out.data_ptr() != h.data_ptr()
+    x = h.double() if mean is None else h.double() - mean.double()
+    scores = x @ keys.double().T
+    active = torch.ones(h.shape[:-1], dtype=torch.bool) if row_mask is None else row_mask
+    if gate is not None:
+        own = keys[: len(values)].double()
+        cosine = (scores[..., : len(own)] / (x.norm(dim=-1, keepdim=True) * own.norm(dim=-1))).amax(-1)
+        assert ((cosine - gate).abs() > 1e-5).all()  # no row for which rounding decides
+        active = active & (cosine >= gate)
+    assert torch.equal(hits, active.sum(-1)) and hits.dtype == torch.int64
+    assert torch.equal(bits(out)[~active], bits(h)[~active])
+
+    c = scores @ coef.double()
+    if values.dtype == torch.bfloat16:
+        c = c.bfloat16().double()
+    residual = (c @ values.double())[active]
+    scale = (scores.abs() @ coef.double().abs() @ values.double().abs())[active]
+    # Scores and c are rounded to float32; where c is rounded to bfloat16, it may fall to the other side of a tie.
+    slack = 2e-6 * scale + (2**-8 * residual.abs().amax(-1, keepdim=True) if values.dtype == torch.bfloat16 else 0)
+    h, out = h[active], out[active]
+    eps = torch.finfo(h.dtype).eps
+    wanted = h.double() + alpha * residual
+    is_kept = (out.double() - wanted).abs() <= alpha * slack + eps * wanted.abs() + 1e-30
+    is_copied = bits(out) == bits(h)
+    assert (is_kept | is_copied).all()
+    threshold = residual.abs().topk(k).values[:, -1:]
+    assert is_kept[residual.abs() > threshold + 2 * slack].all()
+    assert is_copied[residual.abs() < threshold - 2 * slack].all()
+    assert ((~is_copied).sum(-1) <= k).all()
+
+    in_place = before.clone()
+    result, again, _ = emulated_lowrank(in_place, keys, coef, values, **options, in_place=True)
+    assert result is in_place and torch.equal(again, hits)
+    assert torch.equal(bits(in_place)[active], bits(out)) and torch.equal(
+        bits(in_place)[~active], bits(before)[~active]
+    )
+    return hits
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("shape", "n", "m"),
+    [
+        ((1, 4), 1, 1),
+        ((2, 3, 20), 2, 1),
+        ((37, 64), 8, 8),
+        ((2, 17, 132), 16, 16),
+        ((33, 260), 17, 3),
+        ((2, 2, 9, 1000), 40, 33),
+        ((16, 512), 64, 64),
+        ((5, 192), 100, 70),
+        ((3, 96), 128, 128),
+        ((3, 4160), 5, 5),
+    ],
+)
+def test_few_keys_equal_float64(emulated_lowrank, shape, n, m, dtype):
+    h, keys, coef, values = lowrank_case(shape, n, m, dtype)
+    d, mean = shape[-1], torch.randn(shape[-1]) / 10
+    mask = torch.rand(shape[:-1]) < 0.7
+    hits = check_lowrank(emulated_lowrank, h, keys, coef, values, k=max(1, d // 10), alpha=0.7, gate=0.55)
+    assert d == 4 or 0 < hits.sum() < math.prod(shape[:-1])
+    check_lowrank(emulated_lowrank, h, keys, coef, values, k=d // 2, mean=mean, row_mask=mask, gate=0.55)
+    if n <= 64:
+        check_lowrank(emulated_lowrank, h, keys, coef, values, k=d - 1, mean=mean)
+        check_lowrank(emulated_lowrank, h, keys, coef, values, k=d, row_mask=mask)
+
+
+@pytest.mark.parametrize("keys_dtype", DTYPES)
+@pytest.mark.parametrize("values_dtype", DTYPES)
+def test_few_keys_of_any_dtypes(emulated_lowrank, keys_dtype, values_dtype):
+    for dtype in DTYPES:
+        h, keys, coef, values = lowrank_case((18, 68), 9, 7, torch.float32)
+        h, keys, values = h.to(dtype), keys.to(keys_dtype), values.to(values_dtype)
+        check_lowrank(emulated_lowrank, h, keys, coef, values, k=7, gate=0.55)
+
+
+def test_few_keys_beside_a_large_mean(emulated_lowrank):
+    h, keys, coef, values = lowrank_case((20, 256), 5, 5, torch.float32)
+    mean = 1e3 * torch.randn(256)
+    check_lowrank(emulated_lowrank, h + mean, keys, coef, values, k=256, mean=mean)
+
+
+@pytest.mark.parametrize(("spread", "tolerance"), [(1.0, 2e-3), (0.3, 2e-3), (0.1, 3e-3), (0.03, 5e-3)])
+def test_few_keys_that_share_a_direction(emulated_lowrank, spread, tolerance):
+    """Condition numbers up to 4e4: float32 as good as float32 products are, bfloat16 as good as its one rounding."""
+    shared = torch.randn(512)
+    keys, h = shared + spread * torch.randn(40, 512), shared + spread * torch.randn(16, 512)
+    values = torch.randn(40, 512)
+    for dtype in (torch.float32, torch.bfloat16):
+        keys, h, values = keys.to(dtype), h.to(dtype), values.to(dtype)
+        coef = ridge_cholesky(keys, ridge=1e-4).inverse.float()
+        exact = h.double() @ keys.double().T @ coef.double() @ values.double()
+        eager = h.float() @ keys.float().T @ coef @ values.float()
+        out, _, _ = emulated_lowrank(h.float(), keys, coef, values)
+        rounding = h.double() + exact - (h.double() + exact).float()
+        error = (out.double() - h.double() - exact).norm()
+        allowed = 2 * ((eager - exact).norm() + rounding.norm())
+        assert error <= (allowed if dtype == torch.float32 else max(allowed, tolerance * exact.norm()))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_few_keys_select_as_sparsify_add_does(emulated_lowrank, dtype):
+    """One key, met exactly, so that the residual is the value: then everything is exact, ties included."""
+    for d in (8, 100, 1024, 4100):
+        h = torch.randn(9, d).to(dtype)
+        h[:, 0] = 1.0
+        for value in (torch.randn(d), torch.randint(-2, 3, (d,)).float(), torch.ones(d), torch.zeros(d)):
+            if d > 1000 and value.unique().numel() > 5:
+                value = value.masked_fill(torch.rand(d) < 0.5, 0.75)  # half of them tied in the middle
+            keys = torch.eye(1, d)
+            for k in {1, d // 10 + 1, d // 2, d - 1, d} if d <= 100 else {d // 10, d // 2}:
+                out, hits, _ = emulated_lowrank(h, keys, torch.eye(1), value[None], alpha=0.5, k=k)
+                assert torch.equal(bits(out), bits(sparsify_add_reference(h, value.expand(9, d).contiguous(), k, 0.5)))
+                assert hits == 9
+
+
+def test_few_keys_beside_rows_of_nan_and_infinity(emulated_lowrank):
+    h, keys, coef, values = lowrank_case((20, 64), 3, 3, torch.float32)
+    clean = h.clone()
+    h[4, 5], h[9, 0], h[10, 63] = math.nan, math.inf, -math.inf
+    h[11] = 0.0
+    bad = torch.zeros(20, dtype=torch.bool)
+    bad[[4, 9, 10, 11]] = True
+    for gate in (0.55, -1.0, -math.inf):
+        out, hits, _ = emulated_lowrank(h, keys, coef, values, gate=gate, k=6)
+        wanted, wanted_hits, _ = emulated_lowrank(clean, keys, coef, values, gate=gate, k=6, row_mask=~bad)
+        assert torch.equal(bits(out)[bad], bits(h)[bad]) and torch.equal(out[~bad], wanted[~bad])
+        assert torch.equal(hits, wanted_hits) and hits > 0
+    out, hits, _ = emulated_lowrank(h, keys, coef, values, k=6)
+    assert hits == 20
+    for i in (4, 9, 10):
+        assert out[i, :6].isnan().all() and torch.equal(out[i, 6:], h[i, 6:])
+    assert torch.equal(out[11], h[11])
+    keys[1] = 0.0  # a key without a direction
+    out, hits, _ = emulated_lowrank(clean, keys[1:2], coef[:1, :1], values[:1], gate=-1.0)
+    assert hits == 0 and torch.equal(out, clean)
+
+
+def test_few_keys_where_memory_is_not_as_the_kernels_want_it(emulated_lowrank):
+    h, keys, coef, values = lowrank_case((2, 9, 64), 5, 3, torch.bfloat16)
+    mask = torch.rand(2, 9) < 0.7
+    options = {"mean": torch.randn(64) / 10, "gate": 0.5, "k": 6}
+    wanted, wanted_hits, _ = emulated_lowrank(h, keys, coef, values, row_mask=mask, **options)
+
+    def shifted(x):
+        return torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
+
+    def strided(x):
+        return torch.stack([x, x], -1)[..., 0]
+
+    for change in (shifted, strided, lambda x: x.transpose(0, -1).contiguous().transpose(0, -1)):
+        changed = [change(x) for x in (h, keys, coef, values)]
+        for in_place in (False, True):
+            out, hits, by_kernel = emulated_lowrank(*changed, row_mask=change(mask), **options, in_place=in_place)
+            assert by_kernel and torch.equal(out, wanted) and torch.equal(hits, wanted_hits)
+    with extension(**emulated_lowrank.members):
+        h = strided(h)
+        edit = Edit(keys, coef, values, options["mean"], mask, None, None, 0, 0.5, 1.0, 6)
+        assert torch.equal(_in_place_cuda(h, *edit), wanted_hits) and torch.equal(h, wanted)
+
+
+@pytest.mark.parametrize(
+    ("shape", "n", "m", "options"),
+    [
+        ((3, 4164), 2, 2, {}),
+        ((3, 62), 2, 2, {}),
+        ((3, 64), 65, 65, {}),
+        ((3, 64), 129, 129, {"gate": 0.5}),
+        ((3, 64), 2, 0, {"gate": 0.5}),
+        ((3, 64), 2, 2, {"k": 0}),
+        ((0, 64), 2, 2, {}),
+    ],
+)
+def test_beyond_few_keys_the_libraries_are_used(emulated_lowrank, shape, n, m, options):
+    h, keys, coef, values = lowrank_case(shape, n, m, torch.float32)
+    out, hits, by_kernel = emulated_lowrank(h, keys, coef, values, **options)
+    assert not by_kernel and out.shape == h.shape and hits.shape == ()
+
+
+def test_edit_sets_are_gathered(emulated_lowrank):
+    h, *system = lowrank_case((2, 3, 64), 2, 2, torch.float32)
+    sets, ids = pack_edit_sets([(*system, None)]), torch.tensor([0, -1])
+    edit = Edit(*sets[:3], None, None, ids, *sets.segments, None, 1.0, 64)
+    with extension():  # it would be asked for what it does not have
+        out, hits = _on_cuda(h, edit, in_place=False)
+    torch.testing.assert_close(out[0], sparse_lowrank_residual_reference(h[0], *system))
+    assert hits.tolist() == [3, 0] and torch.equal(out[1], h[1])

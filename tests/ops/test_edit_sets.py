@@ -12,7 +12,8 @@ from timerome.ops import (
     sparse_lowrank_residual_,
     sparse_lowrank_residual_reference,
 )
-from timerome.ops._lowrank import Edit, _gathered, _on_cuda, product
+from timerome.ops._lowrank import Edit
+from timerome.ops._lowrank_cuda import _gathered, _on_cuda, product
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 FUNCTIONS = [sparse_lowrank_residual, sparse_lowrank_residual_reference]

@@ -12,7 +12,7 @@ from timerome.ops import (
     sparse_lowrank_residual,
     sparse_lowrank_residual_reference,
 )
-from timerome.ops._lowrank import product
+from timerome.ops._lowrank_cuda import product
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 

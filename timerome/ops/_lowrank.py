@@ -1,4 +1,4 @@
-"""What runs behind :func:`timerome.ops.sparse_lowrank_residual`: the registered ops, on the CPU and on a GPU."""
+"""What runs behind :func:`timerome.ops.sparse_lowrank_residual`: the registered ops, and all of it for the CPU."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def _cpu(h: Tensor, edit: Edit, out: Tensor) -> Tensor:
     # An extension that was built before this kernel existed has no such attribute.
     if c is not None and few_keys(h, edit) and getattr(c, "lowrank_cpu_supported", False):
         return _few_keys_cpu(c, h, edit, out)
-    rows, result = _rows(h), _rows(out)
+    rows, result = rows_of(h), rows_of(out)
     mask = None if edit.row_mask is None else edit.row_mask.reshape(-1)
     active = torch.zeros(rows.shape[0], dtype=torch.bool)
     bounds = bounds_of(edit)
@@ -227,7 +227,7 @@ def _few_keys_cpu(c: ModuleType, h: Tensor, edit: Edit, out: Tensor) -> Tensor:
     mask = None if edit.row_mask is None else edit.row_mask.contiguous()
     for start, stop, s in _runs(h, edit):
         if s == -1:
-            _copy(_rows(h), _rows(out), start, stop)
+            _copy(rows_of(h), rows_of(out), start, stop)
             continue
         system = system_of(edit, s, bounds)
         keys, coef, values = (t.contiguous() for t in system[:3])
@@ -271,7 +271,7 @@ def _runs(h: Tensor, edit: Edit) -> list[tuple[int, int, int | None]]:
     return runs
 
 
-def _rows(h: Tensor) -> Tensor:
+def rows_of(h: Tensor) -> Tensor:
     """Return h with one row after the other; -1 would not do where there are no entries."""
     return h.reshape(math.prod(h.shape[:-1]), h.shape[-1])
 
@@ -344,92 +344,6 @@ def _edit_run(
             result[index] = part
 
 
-# --- Any GPU that no kernel of ours serves, and CUDA for any N: library products and the epilogue.
-
-
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """Matrix product in float32, accumulated in float32; bfloat16 operands are read as they are where CUDA can."""
-    both_bf16 = a.dtype == b.dtype == torch.bfloat16
-    if a.is_cuda and both_bf16 and hasattr(torch.ops.aten.mm, "dtype"):
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return torch.mm(a.float(), b.float())
-
-
-def _cuda(h: Tensor, edit: Edit) -> tuple[Tensor, Tensor, Tensor]:
-    """The rows, their residual, which of them are active; nothing here waits for the GPU."""
-    rows = _rows(h)
-    active = rows.new_ones(rows.shape[0], dtype=torch.bool) if edit.row_mask is None else edit.row_mask.reshape(-1)
-    with full_float32(h.device.type):
-        if edit.edit_set is None:
-            x = rows if edit.mean is None else rows.float() - edit.mean
-            scores = product(x, edit.keys.mT)
-            own = edit.keys[: edit.values.shape[0]]
-        else:
-            assert edit.offsets is not None
-            found = _gathered(edit)
-            x = h.reshape(found.keys.shape[0], h.shape[-2], h.shape[-1]).float()
-            x = x if found.mean is None else x - found.mean
-            scores = x @ found.keys.mT
-            own = found.keys
-            active = active & (edit.edit_set >= 0).reshape(-1, 1).expand(-1, h.shape[-2]).reshape(-1)
-        if edit.gate_threshold is not None:
-            row_norm = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
-            key_norm = torch.linalg.vector_norm(own, dim=-1, dtype=torch.float32)
-            if edit.edit_set is not None:
-                key_norm = torch.where(found.own, key_norm, math.nan).unsqueeze(-2)  # NaN passes no gate
-            passes = passes_gate(scores[..., : own.shape[-2]], row_norm, key_norm, edit.gate_threshold)
-            active = active & passes.reshape(-1)
-        if edit.edit_set is None:
-            # c holds what is left after the cancellation, so bfloat16 is enough for it from here on.
-            c = scores @ edit.coef
-            r = product(c.to(edit.values.dtype) if edit.values.dtype == torch.bfloat16 else c, edit.values)
-        else:
-            r = (scores @ found.coef @ found.values).reshape(rows.shape)
-    return rows, r, active
-
-
-class _Gathered(NamedTuple):
-    """The edit set of each sequence, padded with zeros to the largest one."""
-
-    keys: Tensor  # (B, max N, d)
-    coef: Tensor  # (B, max N, max M)
-    values: Tensor  # (B, max M, d)
-    mean: Tensor | None  # (B, 1, d) or (d,)
-    own: Tensor  # (B, max N): keys that have a value
-
-
-def _gathered(edit: Edit) -> _Gathered:
-    """Gather by index arithmetic on the device, so that the host need not know the ids."""
-    assert edit.edit_set is not None and edit.offsets is not None
-    ids = edit.edit_set.reshape(-1).clamp(0, max(0, edit.offsets.shape[0] - 2))
-    first, last = edit.offsets[ids], edit.offsets[(ids + 1).clamp(max=edit.offsets.shape[0] - 1)]
-    size = last - first
-
-    def padded(table: Tensor, column: int, width: int) -> tuple[Tensor, Tensor]:
-        offset = torch.arange(width, device=ids.device)
-        inside = offset < size[:, column, None]
-        if table.shape[0] == 0:
-            return table.new_zeros(len(ids), width, table.shape[1], dtype=torch.float32), inside
-        index = (first[:, column, None] + offset).clamp(0, table.shape[0] - 1)
-        return table[index].float() * inside[..., None], inside
-
-    keys, _ = padded(edit.keys, 0, edit.max_keys)
-    coef, _ = padded(edit.coef, 0, edit.max_keys)
-    values, _ = padded(edit.values, 1, edit.coef.shape[1])
-    own = torch.arange(edit.max_keys, device=ids.device) < size[:, 1, None]
-    mean = edit.mean
-    return _Gathered(keys, coef, values, mean if mean is None or mean.dim() == 1 else mean[ids].unsqueeze(1), own)
-
-
-def _on_cuda(h: Tensor, edit: Edit, in_place: bool) -> tuple[Tensor, Tensor]:
-    rows, r, active = _cuda(h, edit)
-    hits = active.view(h.shape[:-1]).sum(-1)
-    if in_place and h.is_contiguous():
-        torch.ops.timerome.sparsify_add_(rows, r, active, edit.alpha, edit.k)
-        return h, hits
-    return torch.ops.timerome.sparsify_add(rows, r, active, edit.alpha, edit.k).view(h.shape), hits
-
-
 # --- Registration.
 
 
@@ -452,26 +366,8 @@ def _in_place_cpu(h: Tensor, *arguments: Any) -> Tensor:
     return hits
 
 
-def _functional_cuda(h: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    edit = Edit(*arguments)
-    check(h, edit)
-    return _on_cuda(h, edit, in_place=False)
-
-
-def _in_place_cuda(h: Tensor, *arguments: Any) -> Tensor:
-    edit = Edit(*arguments)
-    check(h, edit)
-    check_writable(_NAME + "_", h)
-    out, hits = _on_cuda(h, edit, in_place=True)
-    if out is not h:
-        h.copy_(out)
-    return hits
-
-
 _lib.impl(_NAME, _functional_cpu, "CPU")
-_lib.impl(_NAME, _functional_cuda, "CUDA")
 _lib.impl(_NAME + "_", _in_place_cpu, "CPU")
-_lib.impl(_NAME + "_", _in_place_cuda, "CUDA")
 
 
 @torch.library.register_fake(f"timerome::{_NAME}", lib=_lib)

@@ -8,6 +8,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from timerome.ops import _lowrank_cuda as _lowrank_cuda  # registers what runs on a GPU
 from timerome.ops._arguments import check_optional_tensors, check_tensors, integer, number
 from timerome.ops._lowrank import Edit, bounds_of, check, full_float32, passes_gate, system_of
 from timerome.ops.edit_sets import Segments

@@ -15,11 +15,13 @@
 #define TIMEROME_DEVICE_CUH  // this file has its own of what csrc/device.cuh holds
 #undef __shared__
 #undef __global__
+#undef __host__
 #undef __device__
 #undef __launch_bounds__
 #undef __forceinline__
 #define __shared__ static  // blocks run one after another, so one copy serves
 #define __global__
+#define __host__
 #define __device__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
@@ -32,6 +34,7 @@ struct Fibre {
   ucontext_t context;
   std::vector<char> stack = std::vector<char>(64 * 1024);
   State state;
+  int turn = 0;
 };
 
 struct Index {
@@ -44,7 +47,7 @@ inline std::function<void()> body;
 inline int current;
 inline Index block, grid;
 inline int threads;
-inline uint64_t exchange_slot[32][32];  // [warp][lane]
+inline int votes[1024];
 inline std::vector<uint64_t> shared;    // the shared memory whose size is given at the launch, and a guard behind it
 constexpr uint64_t kGarbage = 0xfff1a5a5a5a5a5a5;  // a NaN, as float and as double
 
@@ -81,6 +84,7 @@ inline void run_block() {
     f.context.uc_stack.ss_size = f.stack.size();
     f.context.uc_link = &scheduler;
     f.state = State::kReady;
+    f.turn = 0;
     makecontext(&f.context, run_body, 0);
   }
   for (;;) {
@@ -132,32 +136,14 @@ T* dynamic_shared() {
 #define __syncthreads() emulator::wait(emulator::State::kAtBlockBarrier)
 
 inline int __syncthreads_or(int vote) {
-  emulator::exchange_slot[emulator::current / 32][emulator::current % 32] = vote;
+  emulator::votes[emulator::current] = vote;
   __syncthreads();
-  int any = 0;
-  for (int i = 0; i < emulator::threads; i++) any |= emulator::exchange_slot[i / 32][i % 32] != 0;
+  const int any = std::any_of(emulator::votes, emulator::votes + emulator::threads, [](int x) { return x != 0; });
   __syncthreads();
   return any;
 }
 
-template <class T>
-T __shfl_up_sync(unsigned, T value, int offset) {
-  const int warp = emulator::current / 32, lane = emulator::current % 32;
-  std::memcpy(&emulator::exchange_slot[warp][lane], &value, sizeof value);
-  emulator::wait(emulator::State::kAtWarpBarrier);
-  T other = value;
-  if (lane >= offset) std::memcpy(&other, &emulator::exchange_slot[warp][lane - offset], sizeof other);
-  emulator::wait(emulator::State::kAtWarpBarrier);
-  return other;
-}
-
-template <class T>
-T atomicAdd(T* address, T value) {
-  const T old = *address;
-  *address += value;
-  return old;
-}
-
+inline int __ffs(unsigned x) { return __builtin_ffs(x); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
@@ -165,4 +151,83 @@ inline uint32_t __float_as_uint(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
   return bits;
+}
+inline float __uint_as_float(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+namespace emulator {
+
+// Gives a value to the other lanes of the warp and calls `read` with those of all. Two sets of slots in turn, so that
+// one barrier is enough: who comes to the next one has read this one.
+template <class T, class F>
+auto exchange(const T& value, F read) {
+  static T slots[2][32][32];  // [turn][warp][lane]
+  const int turn = fibres[current].turn ^= 1, warp = current / 32;
+  slots[turn][warp][current % 32] = value;
+  wait(State::kAtWarpBarrier);
+  return read(slots[turn][warp]);
+}
+
+template <class T>
+T shuffle(T value, int lane) {
+  return exchange(value, [=](const T* of) { return 0 <= lane && lane < 32 ? of[lane] : value; });
+}
+
+}  // namespace emulator
+
+#define __syncwarp() emulator::wait(emulator::State::kAtWarpBarrier)
+
+template <class T>
+T __shfl_up_sync(unsigned, T value, int offset) {
+  return emulator::shuffle(value, emulator::current % 32 - offset);
+}
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int lanes) {
+  return emulator::shuffle(value, emulator::current % 32 ^ lanes);
+}
+template <class T>
+T __shfl_sync(unsigned, T value, int lane) {
+  return emulator::shuffle(value, lane & 31);
+}
+inline unsigned __ballot_sync(unsigned, bool vote) {
+  return emulator::exchange(vote, [](const bool* of) {
+    unsigned all = 0;
+    for (int lane = 0; lane < 32; lane++) all |= unsigned(of[lane]) << lane;
+    return all;
+  });
+}
+
+namespace timerome {
+
+// Which lane holds which entries is in the PTX manual under mma.m16n8k16. The sums are in float, in order.
+inline void mma(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  struct Operands {
+    uint32_t a[4], b[2];
+  };
+  const auto entry = [](uint32_t pair, int i) {
+    return __uint_as_float(i ? pair & 0xffff0000u : pair << 16);
+  };
+  const int g = emulator::current % 32 / 4, q = emulator::current % 4;
+  emulator::exchange(Operands{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}}, [&](const Operands* of) {
+    for (int i = 0; i < 4; i++) {
+      const int column = 2 * q + i % 2;
+      for (int k = 0; k < 16; k++) {
+        const int lane = k % 8 / 2, half = k / 8;
+        sum[i] += entry(of[4 * g + lane].a[2 * half + i / 2], k % 2) * entry(of[4 * column + lane].b[half], k % 2);
+      }
+    }
+    return 0;
+  });
+}
+
+}  // namespace timerome
+
+template <class T>
+T atomicAdd(T* address, T value) {
+  const T old = *address;
+  *address += value;
+  return old;
 }

@@ -1,0 +1,193 @@
+"""What runs behind :func:`timerome.ops.sparse_lowrank_residual` on a GPU. Nothing here waits for it."""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.library import Library
+
+from timerome import _backend
+from timerome.ops._arguments import check_writable
+from timerome.ops._lowrank import Edit, check, full_float32, passes_gate, rows_of
+from timerome.ops.sparsify_add import DTYPES
+
+_NAME = "sparse_lowrank_residual"
+_lib = Library("timerome", "FRAGMENT")
+
+# --- Few keys: two kernels of ours, of which the second has nothing to do for rows that no mask or gate lets through.
+
+_FEW, _FEW_GATED = 64, 128  # the second kernel reads all values once for every eight rows that are let through
+
+
+def _few_keys(h: Tensor, edit: Edit) -> ModuleType | None:
+    """Return the extension if its kernels for few keys serve this edit."""
+    (n, d), m = edit.keys.shape, edit.values.shape[0]
+    most = _FEW if edit.gate_threshold is None else _FEW_GATED
+    if edit.edit_set is not None or not 0 < m <= n <= most or d % 4 or 0 in (h.numel(), edit.k):
+        return None
+    c = _backend.compiled_cuda()
+    return c if c is not None and n <= c.lowrank_cuda_max_n and d <= c.lowrank_cuda_max_d(h.get_device()) else None
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """Contiguous, and on a boundary of 16 bytes."""
+    tensor = tensor.contiguous()
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+
+
+def _few_keys_cuda(c: ModuleType, h: Tensor, edit: Edit) -> Tensor:
+    """Edit h, which is aligned, in place. Returns the hits."""
+    keys, values = (_aligned(t if t.dtype == torch.bfloat16 else t.float()) for t in (edit.keys, edit.values))
+    coef, mean = edit.coef.contiguous(), None if edit.mean is None else _aligned(edit.mean)
+    mask = None if edit.row_mask is None else edit.row_mask.contiguous()
+    (n, m), (length, d), sequences = coef.shape, h.shape[-2:], math.prod(h.shape[:-2])
+    rows = sequences * length
+    counts = torch.zeros(1 + sequences, dtype=torch.int64, device=h.device)  # of all rows, then of each sequence
+    active = torch.empty(rows, dtype=torch.int64, device=h.device)
+    coefficients = torch.empty(rows, -(-m // 16) * 16, dtype=torch.float32, device=h.device)
+    hits = counts[1:]
+    c.lowrank_cuda(
+        h.data_ptr(),
+        keys.data_ptr(),
+        coef.data_ptr(),
+        values.data_ptr(),
+        0 if mean is None else mean.data_ptr(),
+        0 if mask is None else mask.data_ptr(),
+        coefficients.data_ptr(),
+        active.data_ptr(),
+        counts.data_ptr(),
+        hits.data_ptr(),
+        rows,
+        length,
+        d,
+        n,
+        m,
+        edit.k,
+        edit.alpha,
+        0.0 if edit.gate_threshold is None else edit.gate_threshold,
+        edit.gate_threshold is not None,
+        DTYPES[h.dtype],
+        DTYPES[keys.dtype],
+        DTYPES[values.dtype],
+        h.get_device(),
+        torch.cuda.current_stream(h.device).cuda_stream,
+    )
+    return hits.view(h.shape[:-2])
+
+
+# --- Any other edit: library products and the epilogue.
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Matrix product in float32, accumulated in float32; bfloat16 operands are read as they are where CUDA can."""
+    both_bf16 = a.dtype == b.dtype == torch.bfloat16
+    if a.is_cuda and both_bf16 and hasattr(torch.ops.aten.mm, "dtype"):
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return torch.mm(a.float(), b.float())
+
+
+def _cuda(h: Tensor, edit: Edit) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the rows, their residual and which of them are active."""
+    rows = rows_of(h)
+    active = rows.new_ones(rows.shape[0], dtype=torch.bool) if edit.row_mask is None else edit.row_mask.reshape(-1)
+    with full_float32(h.device.type):
+        if edit.edit_set is None:
+            x = rows if edit.mean is None else rows.float() - edit.mean
+            scores = product(x, edit.keys.mT)
+            own = edit.keys[: edit.values.shape[0]]
+        else:
+            assert edit.offsets is not None
+            found = _gathered(edit)
+            x = h.reshape(found.keys.shape[0], h.shape[-2], h.shape[-1]).float()
+            x = x if found.mean is None else x - found.mean
+            scores = x @ found.keys.mT
+            own = found.keys
+            active = active & (edit.edit_set >= 0).reshape(-1, 1).expand(-1, h.shape[-2]).reshape(-1)
+        if edit.gate_threshold is not None:
+            row_norm = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
+            key_norm = torch.linalg.vector_norm(own, dim=-1, dtype=torch.float32)
+            if edit.edit_set is not None:
+                key_norm = torch.where(found.own, key_norm, math.nan).unsqueeze(-2)  # NaN passes no gate
+            passes = passes_gate(scores[..., : own.shape[-2]], row_norm, key_norm, edit.gate_threshold)
+            active = active & passes.reshape(-1)
+        if edit.edit_set is None:
+            # c holds what is left after the cancellation, so bfloat16 is enough for it from here on.
+            c = scores @ edit.coef
+            r = product(c.to(edit.values.dtype) if edit.values.dtype == torch.bfloat16 else c, edit.values)
+        else:
+            r = (scores @ found.coef @ found.values).reshape(rows.shape)
+    return rows, r, active
+
+
+class _Gathered(NamedTuple):
+    """The edit set of each sequence, padded with zeros to the largest one."""
+
+    keys: Tensor  # (B, max N, d)
+    coef: Tensor  # (B, max N, max M)
+    values: Tensor  # (B, max M, d)
+    mean: Tensor | None  # (B, 1, d) or (d,)
+    own: Tensor  # (B, max N): keys that have a value
+
+
+def _gathered(edit: Edit) -> _Gathered:
+    """Gather by index arithmetic on the device, so that the host need not know the ids."""
+    assert edit.edit_set is not None and edit.offsets is not None
+    ids = edit.edit_set.reshape(-1).clamp(0, max(0, edit.offsets.shape[0] - 2))
+    first, last = edit.offsets[ids], edit.offsets[(ids + 1).clamp(max=edit.offsets.shape[0] - 1)]
+    size = last - first
+
+    def padded(table: Tensor, column: int, width: int) -> tuple[Tensor, Tensor]:
+        offset = torch.arange(width, device=ids.device)
+        inside = offset < size[:, column, None]
+        if table.shape[0] == 0:
+            return table.new_zeros(len(ids), width, table.shape[1], dtype=torch.float32), inside
+        index = (first[:, column, None] + offset).clamp(0, table.shape[0] - 1)
+        return table[index].float() * inside[..., None], inside
+
+    keys, _ = padded(edit.keys, 0, edit.max_keys)
+    coef, _ = padded(edit.coef, 0, edit.max_keys)
+    values, _ = padded(edit.values, 1, edit.coef.shape[1])
+    own = torch.arange(edit.max_keys, device=ids.device) < size[:, 1, None]
+    mean = edit.mean
+    return _Gathered(keys, coef, values, mean if mean is None or mean.dim() == 1 else mean[ids].unsqueeze(1), own)
+
+
+def _on_cuda(h: Tensor, edit: Edit, in_place: bool) -> tuple[Tensor, Tensor]:
+    c = _few_keys(h, edit)
+    if c is not None:
+        in_place = in_place and h.is_contiguous() and h.data_ptr() % 16 == 0
+        out = h if in_place else h.clone(memory_format=torch.contiguous_format)
+        return out, _few_keys_cuda(c, out, edit)
+    rows, r, active = _cuda(h, edit)
+    hits = active.view(h.shape[:-1]).sum(-1)
+    if in_place and h.is_contiguous():
+        torch.ops.timerome.sparsify_add_(rows, r, active, edit.alpha, edit.k)
+        return h, hits
+    return torch.ops.timerome.sparsify_add(rows, r, active, edit.alpha, edit.k).view(h.shape), hits
+
+
+# --- Registration.
+
+
+def _functional_cuda(h: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    edit = Edit(*arguments)
+    check(h, edit)
+    return _on_cuda(h, edit, in_place=False)
+
+
+def _in_place_cuda(h: Tensor, *arguments: Any) -> Tensor:
+    edit = Edit(*arguments)
+    check(h, edit)
+    check_writable(_NAME + "_", h)
+    out, hits = _on_cuda(h, edit, in_place=True)
+    if out is not h:
+        h.copy_(out)
+    return hits
+
+
+_lib.impl(_NAME, _functional_cuda, "CUDA")
+_lib.impl(_NAME + "_", _in_place_cuda, "CUDA")

@@ -11,7 +11,7 @@ import torch
 from ..coordinates import Coordinate, Role
 from ..functional.corruption import seeded_generator
 from ..functional.effects import SCORES, Bools, Floats, Score, later_mean, nanmean, object_score, share_of
-from ..functional.halving import rounds_of, survivors
+from ..functional.halving import errors_of, rounds_of, survivors
 from .corrupted_inputs import CorruptedInput
 from .runs import CleanRun, FactRuns, Restoration, Scores, in_window
 from .settings import TraceSettings
@@ -123,21 +123,24 @@ class OneFact:
         for score in SCORES:
             effects[score] |= {name: np.full(shape, np.nan) for name in names}
         corrupted = runs.corrupted(clean, self.inputs, [(draw, None) for draw in range(n_draws)])
-        effects["log_prob"][f"{names[0]}_total"] = self._totals(clean, corrupted, teacher)
+        totals = effects["log_prob"][f"{names[0]}_total"] = self._totals(clean, corrupted, teacher)
         alive = np.ones((n_sites + 1, len(steps), n_roles), dtype=bool)
         prune = settings.prune is not None and n_draws > 2
         rounds = rounds_of(n_draws) if prune else [range(n_draws)]
-        for number, draws in enumerate(rounds):
+        errors = errors_of(rounds, settings.prune or 0.0)
+        sizes = nanmean(totals, axis=1)
+        for draws, error in zip(rounds, [*errors, None], strict=True):
             found = self._cells(runs, clean, corrupted, draws, steps, alive)
             for score in SCORES:
                 for name in names:
                     effects[score][name][draws.start : draws.stop, :, : len(steps)] = found[score][name]
-            if prune and number < len(rounds) - 1:
+            if error is not None:
                 so_far = effects["log_prob"][names[0]][: draws.stop, :-1, : len(steps)]
-                cells = so_far.reshape(draws.stop, -1)
-                keep = survivors(cells, (settings.prune or 0.0) / (len(rounds) - 1))
+                keep = survivors(so_far.reshape(draws.stop, -1), error, sizes if np.isfinite(sizes).all() else None)
+                # Where the effect is undefined there is nothing to look for.
                 alive[:-1] = keep.reshape(so_far.shape[1:])
-                # Where the effect is undefined there is nothing to look for; the control is kept to compare with.
+                # The control is there to compare with: as long as any site is in the race at its step and role.
+                alive[-1] = alive[:-1].any(0)
 
     def _cells(
         self,

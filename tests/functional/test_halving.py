@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from timerome.functional.halving import rounds_of, survivors
+from timerome.functional.halving import errors_of, rounds_of, survivors
 
 
 @given(st.integers(1, 200), st.integers(1, 5))
@@ -12,6 +12,15 @@ def test_rounds_use_every_draw_once_and_double(draws, first):
     assert [d for r in rounds for d in r] == list(range(draws))
     for before, now in zip(rounds, rounds[1:], strict=False):
         assert len(now) <= before.stop and (now.stop == draws or len(now) == before.stop)
+
+
+@given(st.integers(3, 200), st.floats(0.001, 0.5))
+def test_errors_add_up_and_go_where_draws_are_saved(draws, error):
+    rounds = rounds_of(draws)
+    errors = errors_of(rounds, error)
+    assert sum(errors) == pytest.approx(error) and len(errors) == len(rounds) - 1
+    for one, other, a, b in zip(errors, errors[1:], rounds, rounds[1:], strict=False):
+        assert one * (draws - b.stop) == pytest.approx(other * (draws - a.stop))
 
 
 def test_what_is_far_behind_goes_and_what_is_close_stays():
@@ -56,3 +65,43 @@ def test_the_best_is_lost_no_more_often_than_stated():
         kept += again.mean()
     assert lost / trials <= 0.1
     assert kept / trials < 0.4  # and it is worth something
+
+
+def sized(rng, truth, spread=0.05):
+    """Ten draws that differ in how much there is to restore, and what coordinates restore of it."""
+    sizes = rng.uniform(0.2, 1.8, 10)
+    return sizes, sizes[:, None] * (truth + rng.normal(0, spread, (10, len(truth))))
+
+
+def test_sizes_tell_small_effects_from_large_ones():
+    """Draws differ far more than coordinates do within one."""
+    truth = np.repeat([1.0, 0.4], [1, 29])
+    kept = {True: 0, False: 0}
+    for seed in range(50):
+        sizes, values = sized(np.random.default_rng(seed), truth)
+        for known in kept:
+            kept[known] += int(survivors(values[:2], 0.05, sizes if known else None).sum())
+    assert kept[True] < 0.1 * kept[False]
+
+
+def test_the_best_over_all_planned_draws_is_lost_no_more_often_than_stated():
+    lost, trials = 0, 400
+    rng = np.random.default_rng(0)
+    for _ in range(trials):
+        sizes, values = sized(rng, np.repeat([0.9, 0.7, 0.0], 10), spread=0.2)
+        lost += not survivors(values[:4], 0.1, sizes)[values.mean(0).argmax()]
+    assert lost / trials <= 0.1
+
+
+def test_once_all_planned_draws_are_made_the_best_is_known():
+    sizes, values = sized(np.random.default_rng(0), np.linspace(0.5, 0.6, 12))
+    values[:, 3] = values[:, values.mean(0).argmax()]  # an exact tie stays
+    best = values.mean(0).max()
+    assert (survivors(values, 1e-6, sizes) == (values.mean(0) == best)).all()
+
+
+def test_sizes_that_say_nothing_drop_nothing():
+    values = np.random.default_rng(0).normal(0, 1, (2, 5))
+    assert survivors(values, 0.5, np.array([-1.0, 1.0, 3.0])).all()
+    with pytest.raises(ValueError, match="sizes"):
+        survivors(values, 0.5, np.ones(1))

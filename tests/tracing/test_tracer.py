@@ -263,6 +263,23 @@ def test_runs_differ_by_what_is_restored_and_not_by_sampling_noise(options):
     np.testing.assert_allclose(effect[np.isfinite(effect)], 1.0, atol=1e-3)
 
 
+@pytest.mark.parametrize("commits", ["free", "teacher"])
+def test_pruning_measures_less_and_the_same(commits):
+    """What is measured is what it is without pruning; the control stays where a site does; the choice is the same."""
+    backbone, effect = tiny_llada(), "tie" if commits == "free" else "forced_ie"
+    facts = decoded_facts(backbone)
+    options = {"draws": 10, "commits": commits, "sampler": SamplerConfig(steps=3)}
+    full = tr.CausalTracer(backbone, **options).trace(facts)
+    pruned = tr.CausalTracer(backbone, prune=0.05, **options).trace(facts)
+    measured = (pruned.measured["log_prob"][effect], full.measured["log_prob"][effect])
+    made, could = (np.isfinite(values) for values in measured)
+    assert made.sum() < 0.9 * could.sum() and not (made & ~could).any()
+    np.testing.assert_allclose(measured[0][made], measured[1][made], atol=1e-5)
+    sites, control = made[:, :, :-1].any(2), made[:, :, -1]
+    assert (control == sites & could[:, :, -1]).all()
+    assert pruned.best("per_fact", effect=effect) == full.best("per_fact", effect=effect)
+
+
 def test_the_last_step_has_no_later_one():
     backbone = tiny_llada()
     trace = tr.CausalTracer(backbone, draws=1).trace(decoded_facts(backbone))

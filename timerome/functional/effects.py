@@ -19,6 +19,7 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Score = Literal["log_prob", "prob", "rank"]
 SCORES: tuple[Score, ...] = get_args(Score)
+TIED = 1e-6  # effects that differ by no more count as equal: it is what rounding does
 
 
 def nanmean(values: Floats, axis: int | tuple[int, ...] | None = None) -> Floats:
@@ -177,7 +178,7 @@ def static_effect(effects: Floats) -> Floats:
     return nanmean(effects, axis=2)
 
 
-def first_largest(values: Floats, tolerance: float = 1e-6) -> tuple[int, ...]:
+def first_largest(values: Floats, tolerance: float = TIED) -> tuple[int, ...]:
     """Return the index of the largest value; of those within ``tolerance`` of it, the first in C order.
 
     Raises:

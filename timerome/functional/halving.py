@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .effects import Bools, Floats
+from .effects import TIED, Bools, Floats
 
 PRIOR_DRAWS = 4  # what the spread of the other coordinates counts for in a coordinate's own, in degrees of freedom
 
@@ -38,11 +38,11 @@ def errors_of(rounds: Sequence[range], error: float) -> list[float]:
 def survivors(values: Floats, error: float, sizes: Floats | None = None) -> Bools:
     """Say which coordinates may still be the best.
 
-    Those that are certainly behind the leader are dropped, worst first, while the sum of their chances of being ahead
-    of it in truth stays within ``error``. A coordinate's chance is a one-sided t test on its differences to the
-    leader, draw by draw; as few draws say little about its spread, that is averaged with the spread of the others'
-    differences, which counts for :data:`PRIOR_DRAWS` draws. So ``error`` bounds the chance that a round drops the best
-    coordinate as far as differences are normal and coordinates' spreads alike.
+    Those that are certainly behind the leader, by more than counts as a tie, are dropped, worst first, while the sum of
+    their chances of being ahead of it in truth stays within ``error``. A coordinate's chance is a one-sided t test on
+    its differences to the leader, draw by draw; as few draws say little about its spread, that is averaged with the
+    spread of the others' differences, which counts for :data:`PRIOR_DRAWS` draws. So ``error`` bounds the chance that a
+    round drops the best coordinate as far as differences are normal and coordinates' spreads alike.
 
     Draws differ in how much there is to restore, and most of a difference's spread is that. Where those ``sizes`` are
     known beforehand, of all draws that are planned, what is tested is whether a coordinate could be ahead in the mean
@@ -95,7 +95,7 @@ def survivors(values: Floats, error: float, sizes: Floats | None = None) -> Bool
     freedom = PRIOR_DRAWS + n - 1
     moderated = (PRIOR_DRAWS * variance[others].mean() + (n - 1) * variance) / freedom
     with np.errstate(divide="ignore", invalid="ignore"):
-        statistic = share * np.sqrt(n / moderated)
+        statistic = (share - TIED) * np.sqrt(n / moderated)
     chance = np.where(others, t.sf(np.nan_to_num(statistic), freedom), 1.0)
     worst_first = np.argsort(chance, kind="stable")
     dropped = worst_first[np.cumsum(chance[worst_first]) <= error]

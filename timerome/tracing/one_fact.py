@@ -63,14 +63,16 @@ class OneFact:
         recalled = bool((clean.final.cpu() == runs.sequence.ids)[runs.sequence.canvas].all())
         forward_rows = 0.0
         if settings.free:
-            self._measure(runs, clean, effects)
+            self._measure(runs, clean, corrupted, effects)
         if settings.forced:
             forced = FactRuns(
                 runs.backbone, runs.sequence, runs.object_length, sampler=runs.sampler, commits="teacher",
                 batch_size=runs.batch_size, budget_bytes=runs.budget_bytes, join=runs.join,
             )  # fmt: skip
             del clean  # one set of clean activations at a time stays within the budget
-            self._measure(forced, forced.clean(settings.sites, lambda step: step in self.grid), effects)
+            clean = forced.clean(settings.sites, lambda step: step in self.grid)
+            corrupted = forced.corrupted(clean, self.inputs, [(draw, None) for draw in range(len(self.inputs))])
+            self._measure(forced, clean, corrupted, effects)
             forward_rows += forced.forward_rows
         # Draw by draw for one score; the others' means are enough, and a third of the size.
         for score in SCORES[1:]:
@@ -113,7 +115,7 @@ class OneFact:
     def _kept(self, step: int) -> bool:
         return any(in_window(self.settings.window, s, step) for s in self.grid)
 
-    def _measure(self, runs: FactRuns, clean: CleanRun, effects: Effects) -> None:
+    def _measure(self, runs: FactRuns, clean: CleanRun, corrupted: Scores, effects: Effects) -> None:
         """Measure every cell in every draw, or, with pruning, in as many draws as it stays in the race."""
         settings, teacher = self.settings, runs.commits == "teacher"
         steps = [step for step in self.grid if step < clean.steps]
@@ -122,7 +124,6 @@ class OneFact:
         shape = (n_draws, n_sites + 1, len(self.grid), n_roles)
         for score in SCORES:
             effects[score] |= {name: np.full(shape, np.nan) for name in names}
-        corrupted = runs.corrupted(clean, self.inputs, [(draw, None) for draw in range(n_draws)])
         totals = effects["log_prob"][f"{names[0]}_total"] = self._totals(clean, corrupted, teacher)
         alive = np.ones((n_sites + 1, len(steps), n_roles), dtype=bool)
         prune = settings.prune is not None and n_draws > 2

@@ -318,10 +318,10 @@ class FactRuns:
         """Log-probability and log-rank of the object's true tokens ``(B, n)``, from canvas logits, float64."""
         logits = logits[:, : self.object_length]
         truth = self._truth[self._canvas][: self.object_length].expand(len(logits), -1)[..., None]
-        own = logits.gather(-1, truth)
-        log_prob = (own - logits.logsumexp(-1, keepdim=True))[..., 0]
-        rank = (logits > own).sum(-1) + 1
-        return log_prob.cpu().double().numpy(), rank.double().log().cpu().numpy()
+        log_prob = logits.log_softmax(-1).gather(-1, truth)[..., 0]
+        # Compared into floats, which are summed several times faster than booleans.
+        ahead = torch.gt(logits, logits.gather(-1, truth), out=torch.empty_like(logits)).sum(-1, dtype=torch.float64)
+        return log_prob.cpu().double().numpy(), (ahead + 1).log().cpu().numpy()
 
 
 def _distinct(ids: Tensor, kinds: Sequence[tuple[object, ...]]) -> tuple[list[int], NDArray[np.int64]]:

@@ -87,8 +87,9 @@ class CausalTracer:
         commits: ``free``: TIE and IE. ``teacher``: forced IE. ``both``: all three.
         tokens: the object's tokens that are scored: ``all``, or the ``first`` alone.
         prune: None measures every coordinate in every draw. A number in (0, 1) drops, after 2, 4, 8, ... draws, those
-            that are behind the fact's best, with at most this estimated chance of losing the best one (see
-            :func:`timerome.functional.halving.survivors`); what is dropped keeps the mean of the draws it had.
+            that are behind the fact's best, with at most this estimated chance of losing the one that is best over all
+            draws (see :func:`timerome.functional.halving.survivors`); what is dropped keeps the mean of the draws it
+            had, and the control at a step and role that no coordinate is left at, likewise.
         batch_size: rows of one forward.
         activation_budget: bytes of clean activations kept in memory; those beyond it lie in a temporary file. None is
             no limit. A forward's own activations are bounded by ``batch_size`` alone.

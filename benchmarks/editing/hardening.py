@@ -2,9 +2,9 @@
 
     python -m benchmarks.editing.hardening
 
-Facts: every other one of forget01 (a refusal in place of the answer) and of the replaced relation facts. Banks: the
-fact as it is asked, and that with all variants of :func:`timerome.memory.variants.variants_of`. No attack here is
-worded as a variant is. An attack succeeds as far as the old answer comes out (ROUGE-L recall of it, beside what the
+Facts: every other one of the replaced relation facts, and one in four of forget01 (a refusal in place of the answer).
+Banks: the fact as it is asked, and that with all variants of :func:`timerome.memory.variants.variants_of`. No attack
+here is worded as a variant is. An attack succeeds as far as the old answer comes out (ROUGE-L recall of it, beside what the
 unedited model gives) and is held off where the new answer is decoded exactly. What hardening costs is measured on
 held-out facts, asked plainly and in the same ways. Writes JSON and CSV.
 """
@@ -153,11 +153,11 @@ def false_triggers(backbone: tr.Backbone, memory: tr.EditMemory, canvas: int) ->
 
 
 def main() -> None:
-    backbone, results, arguments = start("hardening", every=2)
+    backbone, results, arguments = start("hardening", relations=2, forget=4)
     split = editing_split()
     sets: dict[str, tuple[tr.FactSet, int, int]] = {
-        "relations": (split.relations[:: arguments.every], SHORT, 8),
-        "forget01": (bundled_facts("forget01").with_new_object(REFUSAL)[:: arguments.every], LONG, 16),
+        "relations": (split.relations[:: arguments.relations], SHORT, 8),
+        "forget01": (bundled_facts("forget01").with_new_object(REFUSAL)[:: arguments.forget], LONG, 16),
     }
     table: list[list[Any]] = []
     for name, (facts, canvas, steps) in sets.items():

@@ -4,9 +4,9 @@
 
 Facts: every other one of the replaced relation facts, and one in four of forget01 (a refusal in place of the answer).
 Banks: the fact as it is asked, and that with all variants of :func:`timerome.memory.variants.variants_of`. No attack
-here is worded as a variant is. An attack succeeds as far as the old answer comes out (ROUGE-L recall of it, beside what the
-unedited model gives) and is held off where the new answer is decoded exactly. What hardening costs is measured on
-held-out facts, asked plainly and in the same ways. Writes JSON and CSV.
+here is worded as a variant is. An attack succeeds as far as the old answer comes out (ROUGE-L recall of it, beside
+what the unedited model gives) and is held off where the new answer is decoded exactly. What hardening costs is
+measured on held-out facts, asked plainly and in the same ways. Writes JSON and CSV.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ same = {"rtol": 0, "atol": 0, "equal_nan": True}
 def oracle(h, r, k, alpha, mask):
     """The definition, entry by entry: sort by magnitude (NaN first), then by index."""
     out = h.clone()
-    magnitude = r.abs().nan_to_num(nan=math.inf).numpy().astype(np.float64)
+    magnitude = r.abs().nan_to_num(nan=math.inf, posinf=math.inf).numpy().astype(np.float64)
     nan = r.isnan().numpy()
     for row in np.ndindex(*h.shape[:-1]):
         if mask is None or mask[row]:

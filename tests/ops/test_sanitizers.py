@@ -1,0 +1,117 @@
+"""The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer: the ops' tests, run with such a build."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import ROOT, load_setup
+
+FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-fopenmp", "-ffp-contract=off", "-Wno-psabi"]
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-O1", "-g"]
+
+# All that reaches the compiled code, but for what tests torch.compile and dispatch; several threads, odd addresses,
+# empty and ragged shapes are among it.
+CASES = [
+    "tests/ops/test_sparsify_add.py",
+    "tests/ops/test_cholesky_rows.py",
+    "tests/ops/test_edit_sets.py",
+    "tests/ops/test_sparse_lowrank_residual.py",
+    "tests/ops/test_bad_input.py::test_good_arguments_are_taken_and_give_numbers",
+    "tests/ops/test_bad_input.py::test_nan_stays_in_its_row",
+]
+LEFT_OUT = "opcheck or compile or fake or correlated or errors or kept_count or ridge or reference-cholesky"
+
+
+def library(name):
+    """The full path of one of the compiler's libraries; None if it has none."""
+    found = subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True)
+    path = Path(found.stdout.strip())
+    return path if path.is_absolute() else None
+
+
+@pytest.fixture(scope="module")
+def preload():
+    """Libraries that must be there before all others: ASan, and the C++ one so that ASan finds what throws."""
+    if sys.platform != "linux" or not shutil.which("g++"):
+        pytest.skip("needs Linux and g++")
+    paths = {name: library(name) for name in ("libasan.so", "libubsan.so", "libstdc++.so")}
+    missing = [name for name, path in paths.items() if path is None]
+    if missing:
+        pytest.skip("g++ comes without " + ", ".join(missing))
+    return f"{paths['libasan.so']} {paths['libstdc++.so']}"
+
+
+@pytest.fixture(scope="module")
+def extension(preload, tmp_path_factory):
+    """timerome._C for the CPU, its kernels instrumented. The bindings are not: they only pass addresses on."""
+    import pybind11
+
+    folder = tmp_path_factory.mktemp("sanitized")
+    macros = ("TIMEROME_BUILT_FOR", "TIMEROME_CUDA_ARCHS", "TIMEROME_CUDA_WHY_NOT")
+    (folder / "build_info.h").write_text("".join(f'#define {macro} "sanitizers"\n' for macro in macros))
+    folders = (ROOT / "csrc", folder, sysconfig.get_paths()["include"], pybind11.get_include())
+    include = [f"-I{path}" for path in folders]
+    objects, compilers = [], []
+    for source in load_setup().CPP_SOURCES:
+        objects.append(str(folder / (Path(source).name + ".o")))
+        how = ["-O0"] if source.endswith("bindings.cpp") else SANITIZE
+        command = ["g++", *FLAGS, *how, *include, "-c", str(ROOT / source), "-o", objects[-1]]
+        compilers.append(subprocess.Popen(command))
+    assert [compiler.wait() for compiler in compilers] == [0] * len(compilers)
+    module = folder / "_C.so"
+    subprocess.run(["g++", "-shared", "-fopenmp", *SANITIZE, *objects, "-o", str(module)], check=True)
+    return module
+
+
+def run(arguments, preload):
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": preload,
+        "ASAN_OPTIONS": "detect_leaks=0:exitcode=66",  # Python leaves memory to the system at exit
+        "UBSAN_OPTIONS": "print_stacktrace=1:exitcode=66",
+        "OMP_NUM_THREADS": "2",
+        "OMP_WAIT_POLICY": "passive",
+        "TIMEROME_DISABLE_C": "0",
+    }
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_tests_of_the_ops_run_clean(extension, preload):
+    pytest_options = ["-q", "-p", "no:cacheprovider", "-k", f"not ({LEFT_OUT})"]
+    found = run(["-m", "tests.ops.sanitized", str(extension), *CASES, *pytest_options], preload)
+    assert found.returncode == 0, found.stdout[-4000:] + found.stderr[-4000:]
+    passed = found.stdout.rsplit(" passed", 1)[0].split()[-1]
+    assert int(passed) > 150
+
+
+STRAY = """
+import ctypes, importlib.util, sys
+spec = importlib.util.spec_from_file_location("timerome._C", sys.argv[1])
+c = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(c)
+allocate = ctypes.CDLL(None).malloc
+allocate.restype, allocate.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+rows, d = 2, 700
+h, r, out = (allocate(rows * d * 4) for _ in range(3))
+ctypes.memset(h, 0, rows * d * 4), ctypes.memset(r, 1, rows * d * 4)
+c.sparsify_add_cpu(h, r, out, 0, rows, d, 70, 1.0, 0, 1)
+print("clean")
+c.sparsify_add_cpu(h, r, out, 0, rows + int(sys.argv[2]), d, 70, 1.0, 0, 1)
+"""
+
+
+@pytest.mark.slow
+def test_a_row_too_many_is_noticed(extension, preload):
+    """The proof that the build is instrumented, and that memory from outside it is watched."""
+    good = run(["-c", STRAY, str(extension), "0"], preload)
+    assert (good.returncode, good.stdout) == (0, "clean\n"), good.stderr
+    bad = run(["-c", STRAY, str(extension), "1"], preload)
+    assert bad.returncode == 66, bad.stderr
+    assert "AddressSanitizer: heap-buffer-overflow" in bad.stderr and "sparsify_add_cpu.cpp" in bad.stderr

@@ -38,6 +38,7 @@ def evaluate(
     targets: list[str] | None = None,
     generation: int | None = None,
     only_edited: bool = False,
+    retention: int | None = None,
     device: str = "cpu",
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
@@ -70,6 +71,7 @@ def evaluate(
         targets: RWKU: only probes about these people, as a list.
         generation: positions for longer texts.
         only_edited: CounterFact, zsRE, KnowEdit: only records whose prompt the memory edits.
+        retention: CounterFact, zsRE, KnowEdit: also ask for earlier edits after each of so many counts of edits.
         device: where to run.
         trust_remote_code: run modelling code that comes with the checkpoint.
 
@@ -90,7 +92,7 @@ def evaluate(
     backbone = load_model(model, device, trust_remote_code)
     settings = BenchmarkSettings(
         split, limit, protocol, estimator, samples, seed, canvas, generation, steps, reference, retain_rows,
-        tuple(targets) if targets else None, only_edited,
+        tuple(targets) if targets else None, only_edited, retention,
     )  # fmt: skip
     edits = None if memory is None else load_memory(memory, backbone)
     report = run_benchmark(benchmark, data, backbone, out=out, memory=edits, settings=settings, progress=progress)  # type: ignore[arg-type]

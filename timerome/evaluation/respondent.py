@@ -277,7 +277,8 @@ class Respondent:
         """The prompt as it is asked, and the tokens of both."""
         text = self.condition.rewrite(prompt)
         spaced = answer if not answer or not text or text[-1].isspace() else " " + answer
-        return text, *(self.backbone.encode(part) if part else [] for part in (text, spaced))
+        prompt_ids, answer_ids = (self.backbone.encode(part) if part else [] for part in (text, spaced))
+        return text, prompt_ids, answer_ids
 
     def _ask(
         self, questions: list[Any], settings: dict[str, Any], answer: Callable[[list[Any]], list[Any]], label: str

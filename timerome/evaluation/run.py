@@ -19,7 +19,8 @@ from ..progress import Progress
 from .benchmark_report import BenchmarkReport
 from .benchmarks import counterfact, knowedit, rwku, tofu, zsre
 from .benchmarks.asking import EditProtocol, changed
-from .measurement import Result
+from .lifelong import measure_retention
+from .measurement import Absent, Result
 from .records import evenly
 from .respondent import NO_EDIT, Condition, Respondent
 
@@ -49,6 +50,8 @@ class BenchmarkSettings:
         retain_rows: TOFU: which retain records to ask, first and end: those that no edit was built or calibrated with.
         targets: RWKU: only probes about these people.
         only_edited: CounterFact, zsRE, KnowEdit: only records whose prompt the memory edits.
+        retention: CounterFact, zsRE, KnowEdit: after how many of the memory's edits, at most, to ask for the earlier
+            ones; None leaves that out.
     """
 
     split: str | None = None
@@ -64,6 +67,7 @@ class BenchmarkSettings:
     retain_rows: tuple[int, int] | None = None
     targets: tuple[str, ...] | None = None
     only_edited: bool = False
+    retention: int | None = None
 
 
 Measure = Callable[[Respondent, Respondent], Sequence[Result]]
@@ -99,7 +103,7 @@ def run_benchmark(
     Raises:
         DataError: a file is malformed; the message names file, record and field.
         FileNotFoundError: the benchmark's files are not there.
-        ValueError: an unknown benchmark, or a setting that does not fit it.
+        ValueError: an unknown benchmark, or a setting that does not fit it or the memory.
     """
     if benchmark not in get_args(Benchmark):
         raise ValueError(f"run_benchmark: expected a benchmark among {get_args(Benchmark)}, got {benchmark!r}.")
@@ -114,6 +118,8 @@ def run_benchmark(
         c.name: list(measure(base if c is NO_EDIT else Respondent(backbone, c, cache=cache, progress=progress), base))
         for c in conditions
     }
+    if settings.retention is not None:
+        _add_retention(benchmark, found, backbone, memory, settings, cache, progress)
     report = BenchmarkReport(
         f"{benchmark}: {'an edit' if memory is not None else backbone.name}",
         {
@@ -128,6 +134,24 @@ def run_benchmark(
     )  # fmt: skip
     report.write(out)
     return report
+
+
+def _add_retention(
+    benchmark: Benchmark, found: dict[str, list[Result]], backbone: Backbone, memory: EditMemory | None,
+    settings: BenchmarkSettings, cache: Path, progress: Progress | None,
+) -> None:  # fmt: skip
+    """Add how well earlier edits hold after later ones; without an edit there is nothing to hold."""
+    if memory is None or benchmark in ("tofu", "rwku") or len(memory.history) < 2:
+        raise ValueError(
+            "run_benchmark: retention needs CounterFact, zsRE or KnowEdit and a memory of at least two edits."
+        )
+    sheet = measure_retention(
+        backbone, memory, _edit_protocol(settings), points=settings.retention or 0, prefix=benchmark, cache=cache,
+        progress=progress,
+    )  # fmt: skip
+    for name, results in found.items():
+        edited = name != NO_EDIT.name
+        results += [r if edited else Absent(r.metric, "without an edit there is nothing to retain") for r in sheet]
 
 
 def _tofu(
@@ -179,9 +203,7 @@ def _rwku(
 def _edits(
     benchmark: str, data: Path, s: BenchmarkSettings, memory: EditMemory | None
 ) -> tuple[Any, Measure, list[Any]]:
-    protocol = changed(
-        EditProtocol(), canvas=s.canvas, seed=s.seed, generation=s.generation, sampler=_sampler(EditProtocol(), s)
-    )
+    protocol = _edit_protocol(s)
     if benchmark == "counterfact":
         facts, snippets = _chosen(counterfact.read_counterfact(data), s, memory), counterfact.find_snippets(data)
         return facts, lambda r, base: list(
@@ -192,6 +214,11 @@ def _edits(
         return questions, lambda r, base: list(zsre.measure_zsre(r, questions, protocol, base=base)), [protocol]
     edits = _chosen(knowedit.read_knowedit(data, s.split), s, memory)
     return edits, lambda r, base: list(knowedit.measure_knowedit(r, edits, protocol, base=base)), [protocol]
+
+
+def _edit_protocol(s: BenchmarkSettings) -> EditProtocol:
+    plain = EditProtocol()
+    return changed(plain, canvas=s.canvas, seed=s.seed, generation=s.generation, sampler=_sampler(plain, s))
 
 
 def _chosen(records: Sequence[T], s: BenchmarkSettings, memory: EditMemory | None) -> list[T]:

@@ -45,6 +45,7 @@ class Setting:
         margin: logit lead asked for by ``lens``.
         protect: whether the split's protected facts get target zero.
         gate_layer: where sequences are addressed; None is no gate and one shared memory: paper mode.
+        negatives: the gate is calibrated on so many of the split's, evenly over all of them; None takes all.
         bank: which states give keys.
     """
 
@@ -61,6 +62,7 @@ class Setting:
     margin: float = 8.0
     protect: bool = False
     gate_layer: int | None = 4
+    negatives: int | None = None
     bank: BankConfig = field(default_factory=lambda: BankConfig(canvases=(None, CANVAS)))
 
 
@@ -235,6 +237,8 @@ def build(
     """Build the memory of a setting, at ``coordinate`` if one is given; return it and the seconds it took."""
     layer = setting.layer % backbone.n_layers
     facts = split.forget if setting.new_object is None else split.forget.with_new_object(setting.new_object)
+    spare = split.calibrate
+    few = spare if setting.negatives is None else spare[:: max(1, len(spare) // setting.negatives)]
     begin = time.perf_counter()
     with (progress or SILENT).task(label, 1) as step:
         memory = EditMemory.build(
@@ -247,7 +251,7 @@ def build(
             rank=setting.rank,
             beta=setting.beta,
             protect=split.protect if setting.protect else None,
-            gate=None if setting.gate_layer is None else Gate(split.calibrate, layer=setting.gate_layer),
+            gate=None if setting.gate_layer is None else Gate(few, layer=setting.gate_layer),
             estimator=setting.estimator,
             margin=setting.margin,
             bank=setting.bank,

@@ -18,13 +18,16 @@ from timerome.memory import BankConfig, EditMemory
 from timerome.splits import DemoSplit, demo_split
 
 FOLDER = Path(__file__).parent / "results"
+# Two states a fact, both on the answer's own canvas: fully masked and half revealed.
+TWO_STATES = BankConfig(canvases=(None,), reveal=(0.0, 0.5))
 OURS: dict[str, Setting] = {
     "timerome, shipped (refusal)": DEMO.shipped,
     "timerome, null (forgetting)": DEMO.null,
+    "timerome, lean (refusal)": replace(DEMO.shipped, bank=TWO_STATES, negatives=100),
+    "timerome, lean (null)": replace(DEMO.null, bank=TWO_STATES, negatives=100),
     "paper mode": replace(DEMO.paper, layer=3),
 }
-# The paper's form on two states a fact: fully masked and half revealed.
-QUICK_PAPER = replace(OURS["paper mode"], bank=BankConfig(canvases=(None,), reveal=(0.0, 0.5)))
+QUICK_PAPER = replace(OURS["paper mode"], bank=TWO_STATES)
 
 
 @dataclass

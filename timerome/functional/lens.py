@@ -91,9 +91,10 @@ def lens_targets(
     return h - hidden.float()
 
 
-def shared_lens_target(
+def shared_lens_targets(
     hidden: Tensor,
-    token: int,
+    places: Tensor,
+    tokens: Tensor,
     unembed: Callable[[Tensor], Tensor],
     norm: nn.Module,
     head_weight: Tensor,
@@ -103,67 +104,111 @@ def shared_lens_target(
     rounds: int = 24,
     active: int = 48,
 ) -> Tensor:
-    """Find one δ of small norm such that, at every row h + δ, the token's logit leads every rival's by ``margin``.
+    """Find a δ of small norm for each place: at all its rows, h + δ gives its token the lead of ``margin`` over rivals.
 
     As :func:`lens_targets`, but one change for many activations: each round closes the ``active`` widest gaps over all
-    rows together. A token that was never an answer in training lies so close to others like it that no such δ may
-    exist, and the rounds run away; then δ is the direction in which the token leads all others most
+    rows of a place together. A token that was never an answer in training lies so close to others like it that no such
+    δ may exist, and the rounds run away; then δ is the direction in which the token leads all others most
     (:func:`separating_direction`), as long as the margin needs, or as helps.
 
     Args:
         hidden: h, activations before the final norm, ``(n, d)``.
-        token: the wanted token.
+        places: which place each row belongs to, ``(n,)`` int64; one without rows gets δ = 0.
+        tokens: the wanted token of each place, ``(P,)`` int64.
         unembed: exact logits of activations, ``(n, d)`` -> ``(n, V)``.
         norm: the final norm.
         head_weight: the unembedding, ``(V, d)``.
         margin: wanted lead m > 0, in logits.
         rivals: how many rivals of a row are looked at in a round.
-        rounds: at most so many.
-        active: at most so many gaps are closed in a round.
+        rounds: at most so many; a place that has its margin stops changing.
+        active: at most so many gaps of a place are closed in a round.
 
     Returns:
-        δ, ``(d,)`` float32.
+        δ, ``(P, d)`` float32.
 
     Raises:
-        ValueError: there is no row, or margin, rivals, rounds or active are not positive.
+        ValueError: shapes disagree, there is no row, or margin, rivals, rounds or active are not positive.
 
     Source: ours.
     """
-    if hidden.dim() != 2 or not len(hidden):
-        raise ValueError(f"shared_lens_target: expected hidden (n, d) with n >= 1, got {tuple(hidden.shape)}.")
+    if hidden.dim() != 2 or not len(hidden) or places.shape != hidden.shape[:1] or tokens.dim() != 1:
+        raise ValueError(
+            "shared_lens_targets: expected hidden (n, d) with n >= 1, places (n,) and tokens (P,), got "
+            f"{tuple(hidden.shape)}, {tuple(places.shape)} and {tuple(tokens.shape)}."
+        )
     if margin <= 0 or min(rivals, rounds, active) < 1:
         raise ValueError(
-            f"shared_lens_target: expected margin > 0 and rivals, rounds, active >= 1, got {margin}, {rivals}, "
+            f"shared_lens_targets: expected margin > 0 and rivals, rounds, active >= 1, got {margin}, {rivals}, "
             f"{rounds}, {active}."
         )
     hidden = hidden.float()
-    delta = torch.zeros(hidden.shape[1], device=hidden.device)
-    wanted = norm_directions(norm, head_weight[token])
+    delta = torch.zeros(len(tokens), hidden.shape[1], device=hidden.device)
+    open_places = places.unique()
     for _ in range(rounds):
-        h = hidden + delta
-        lead, index = _leads(unembed(h), token, rivals)
-        gap = margin - lead
-        widest, where = gap.flatten().topk(min(active, gap.numel()))
-        where = where[widest > 1e-3 * margin]
-        if not len(where):
+        index = torch.isin(places, open_places).nonzero().flatten()
+        place = torch.searchsorted(open_places, places[index])
+        h = hidden[index] + delta[places[index]]
+        lead, rival = _leads(unembed, h, tokens[places[index]], rivals)
+        gap, slot = _by_place(margin - lead, place, len(open_places), -torch.inf)
+        widest, where = gap.flatten(1).topk(min(active, gap[0].numel()), dim=1)
+        wide = widest > 1e-3 * margin
+        still = wide.any(1)
+        if not still.any():
             return delta
-        rms = _size(norm, h)
-        row = where // gap.shape[1]
-        rows = (wanted - norm_directions(norm, head_weight[index.flatten()[where]])) / rms[row, None]
-        gram = rows @ rows.T
+        chosen = slot.gather(1, where // lead.shape[1])[still]  # rows of h
+        wide, widest, column = wide[still], widest[still], where[still] % lead.shape[1]
+        open_places = open_places[still]
+        rows = norm_directions(norm, head_weight[tokens[open_places]])[:, None] - norm_directions(
+            norm, head_weight[rival[chosen, column]]
+        )
+        rows = rows * (wide / _size(norm, h)[chosen])[..., None]
+        gram = rows @ rows.mT
         # Many rows say nearly the same; the jitter shares a gap out among them instead of closing it for each.
-        jitter = 1e-2 * gram.diagonal().mean()
-        solved = torch.linalg.solve(gram + jitter * torch.eye(len(gram), device=gram.device), gap.flatten()[where])
-        delta = delta + rows.T @ solved
-    lead = _leads(unembed(hidden + delta), token, 1)[0].min()
-    size = hidden.norm(dim=1).amax().clamp_min(1.0)
-    if lead >= 0.5 * margin and delta.norm() <= 16 * size:
+        jitter = 1e-2 * gram.diagonal(dim1=1, dim2=2).sum(1) / wide.sum(1)
+        eye = torch.eye(gram.shape[1], device=gram.device)
+        solved = torch.linalg.solve(gram + jitter[:, None, None] * eye, torch.where(wide, widest, 0.0)[..., None])
+        delta[open_places] += (rows.mT @ solved)[..., 0]
+    for p in open_places.tolist():
+        mine = hidden[places == p]
+        delta[p] = _or_apart(mine, int(tokens[p]), delta[p], unembed, norm, head_weight, margin)
+    return delta
+
+
+def _by_place(values: Tensor, place: Tensor, count: int, fill: float) -> tuple[Tensor, Tensor]:
+    """Lay rows out by place: ``(count, most rows, rivals)``, and which row stands where, ``(count, most rows)``."""
+    order = place.argsort(stable=True)
+    size = place.bincount(minlength=count)
+    at = torch.arange(len(place), device=place.device) - (size.cumsum(0) - size)[place[order]]
+    table = values.new_full((count, int(size.max()), values.shape[1]), fill)
+    rows = torch.zeros(table.shape[:2], dtype=torch.long, device=place.device)
+    table[place[order], at], rows[place[order], at] = values[order], order
+    return table, rows
+
+
+def _or_apart(
+    hidden: Tensor,
+    token: int,
+    delta: Tensor,
+    unembed: Callable[[Tensor], Tensor],
+    norm: nn.Module,
+    head_weight: Tensor,
+    margin: float,
+) -> Tensor:
+    """Return the change that the rounds ended with, or one along the separating direction where they ran away."""
+
+    def lead_of(change: Tensor) -> Tensor:
+        wanted = torch.full((len(hidden),), token, device=hidden.device)
+        return _leads(unembed, hidden + change, wanted, 1)[0].min()
+
+    lead, size = lead_of(delta), hidden.norm(dim=1).amax().clamp_min(1.0)
+    near = delta.norm() <= 16 * size
+    if lead >= 0.5 * margin and near:
         return delta
     apart = separating_direction(norm_directions(norm, head_weight.detach()), token)
-    best, most = delta, lead if delta.norm() <= 16 * size else torch.full_like(lead, -torch.inf)
+    best, most = delta, lead if near else torch.full_like(lead, -torch.inf)
     for length in (1.0, 2.0, 4.0, 8.0, 16.0):
         tried = length * size * apart
-        lead = _leads(unembed(hidden + tried), token, 1)[0].min()
+        lead = lead_of(tried)
         if lead > most:
             best, most = tried, lead
         if lead >= margin:
@@ -206,9 +251,13 @@ def _size(norm: nn.Module, h: Tensor) -> Tensor:
     return spread.pow(2).mean(-1).clamp_min(torch.finfo(torch.float32).eps).sqrt()
 
 
-def _leads(logits: Tensor, token: int, rivals: int) -> tuple[Tensor, Tensor]:
-    """Return by how much the token leads its best rivals in each row, and which they are, ``(n, rivals)``."""
-    own = logits[:, token].clone()
-    logits[:, token] = -torch.inf
-    top, index = logits.topk(min(rivals, logits.shape[1] - 1), dim=1)
-    return own[:, None] - top, index
+def _leads(unembed: Callable[[Tensor], Tensor], hidden: Tensor, tokens: Tensor, rivals: int) -> tuple[Tensor, Tensor]:
+    """Return by how much each row's token leads its best rivals, and which they are, ``(n, rivals)``."""
+    found = []
+    for h, token in zip(hidden.split(256), tokens.split(256), strict=True):  # a large vocabulary's logits add up
+        logits = unembed(h)
+        own = logits.gather(1, token[:, None])
+        top, index = logits.scatter(1, token[:, None], -torch.inf).topk(min(rivals, logits.shape[1] - 1), dim=1)
+        found.append((own - top, index))
+    leads, indices = zip(*found, strict=True)
+    return torch.cat(leads), torch.cat(indices)

@@ -13,7 +13,7 @@ from ..coordinates import Coordinate
 from ..diffusion.states import encode, without_prompt
 from ..facts import Fact
 from ..functional.corruption import noise_std
-from ..functional.lens import lens_targets, shared_lens_target
+from ..functional.lens import lens_targets, shared_lens_targets
 from ..hooks import Hooks
 from .bank import State, activations, generator_for, positions_of
 
@@ -155,14 +155,11 @@ def lens_offsets(
     _check_lens(backbone, coordinate)
     hidden, wanted = torch.cat(list(keys)), torch.cat(wanted_tokens(backbone, states, keys))
     norm, unembedding = backbone.final_norm, backbone.head.get_parameter("weight")
-    offsets = torch.zeros(count, hidden.shape[1])
+    tokens = torch.zeros(count, dtype=torch.long).scatter_(0, places, wanted)
+    hidden, places, tokens = (x.to(backbone.device) for x in (hidden, places, tokens))
     with torch.inference_mode():
-        for place in places.unique().tolist():
-            mine = places == place
-            at = hidden[mine].to(backbone.device)
-            token = int(wanted[mine][0])
-            offsets[place] = shared_lens_target(at, token, backbone.unembed, norm, unembedding, margin=margin).cpu()
-    return offsets
+        found = shared_lens_targets(hidden, places, tokens, backbone.unembed, norm, unembedding, margin=margin)
+    return found.cpu()
 
 
 def wanted_tokens(backbone: Backbone, states: Sequence[State], keys: Sequence[Tensor]) -> Targets:

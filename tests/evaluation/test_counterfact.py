@@ -1,6 +1,7 @@
 """CounterFact: its files, its metrics by hand, what is absent and why."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -113,7 +114,7 @@ def test_published_files_are_read_whole():
 # Metrics by hand ------------------------------------------------------------------------------------------------------
 
 PERU = CounterFactRecord("counterfact-1", "the capital of peru", "peru", "New York", "Lima", ("p1", "p2"),
-                         ("n1", "n2"), ("g1", "g2", "g1"), "Lima", "P36", "Q60")  # fmt: skip
+                         ("n1", "n2"), ("g1", "g1", "g2"), "Lima", "P36", "Q60")  # fmt: skip
 MALI = CounterFactRecord("counterfact-2", "mali speaks", "mali", "Dutch", "Bambara", ("p3",), ("n3",), (), "French",
                          "P37", "Q9")  # fmt: skip
 SAID = {
@@ -181,6 +182,15 @@ def test_false_positives_by_neighbourhood_by_hand(sheet):
     assert {sheet[f"false_positives_{k}"].better for k in ("near", "far", "generation")} == {"lower"}
 
 
+def test_far_prompts_are_of_another_relation():
+    near = replace(PERU, id="counterfact-9", subject="chile", neighbours=("n9",))
+    texts = {("n9", 16): "New York", ("n3", 16): "French"}
+    found = measure_counterfact(Scripted(SAID, texts=texts), [PERU, near, MALI])
+    assert found["false_positives_far"].per_record["counterfact-1"] == 0.0  # asked n3, not n9, which is nearer
+    alone = measure_counterfact(Scripted(SAID, texts=texts), [PERU, near])
+    assert "no record of another relation" in reason(alone, "false_positives_far")
+
+
 def test_base_agreement_by_hand(sheet):
     # peru: n1 changed, n2 and n3 did not. mali: n3 did not, n1 (far) changed, n2 did not.
     assert value(sheet, "base_agreement") == pytest.approx(2 / 3)
@@ -222,6 +232,7 @@ def test_every_state_and_canvas_has_its_own_scores_and_names_it():
     assert "canvas of 32" in found["fixed_ES"].protocol
     assert value(found, "ES") == 1.0
     assert value(found, "fixed_ES") == 0.0
+    assert value(found, "fixed_EM") == pytest.approx(math.exp(-4.2) - math.exp(-4.0))
     assert "counterfact.fixed_ES" not in measure_counterfact(Scripted(SAID), [PERU]).results
 
 

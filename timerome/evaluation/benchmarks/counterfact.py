@@ -230,10 +230,10 @@ def _add_decoded(sheet: Sheet, records: Sequence[CounterFactRecord], asked: Aske
     protocol, n = asked.protocol, len(records)
     length = asked.respondent.length
     efficacy = {r.id: [(r.prompt, length(r.new))] for r in records}
-    generality = {r.id: [(p, length(r.new)) for p in r.paraphrases[: protocol.prompts]] for r in records}
-    near = {r.id: [(p, protocol.canvas) for p in r.neighbours[: protocol.prompts]] for r in records}
-    far = {r.id: [(p, protocol.canvas) for p in _far(records, i)[: protocol.prompts]] for i, r in enumerate(records)}
-    about = {r.id: [(p, protocol.canvas) for p in r.generation[: protocol.prompts]] for r in records}
+    generality = {r.id: [(p, length(r.new)) for p in _few(r.paraphrases, protocol)] for r in records}
+    near = {r.id: [(p, protocol.canvas) for p in _few(r.neighbours, protocol)] for r in records}
+    far = {r.id: [(p, protocol.canvas) for p in _few(_far(records, i), protocol)] for i, r in enumerate(records)}
+    about = {r.id: [(p, protocol.canvas) for p in _few(r.generation, protocol)] for r in records}
     for group, label in ((efficacy, "exact"), (generality, "exact, paraphrases"), (near, "neighbours"), (far, "far"),
                          (about, "about the subject")):  # fmt: skip
         asked.decode((question for found in group.values() for question in found), label)
@@ -268,6 +268,11 @@ def _add_decoded(sheet: Sheet, records: Sequence[CounterFactRecord], asked: Aske
     sheet.add("base_agreement", present(agreement), "near and far prompts; " + short, of=n)
 
 
+def _few(prompts: Sequence[str], protocol: EditProtocol) -> list[str]:
+    """The first prompts that differ: the files name some twice."""
+    return list(dict.fromkeys(prompts))[: protocol.prompts]
+
+
 def _far(records: Sequence[CounterFactRecord], i: int) -> tuple[str, ...]:
     """Neighbourhood prompts of a record far away: the first after half the data set that is of another relation."""
     n, own = len(records), records[i]
@@ -284,9 +289,7 @@ def _add_generations(
     """Add fluency and consistency of longer texts about the edited subjects."""
     protocol, n = asked.protocol, len(records)
     how = protocol.decoding(f"{protocol.generation} tokens after generation prompts")
-    questions = {
-        r.id: [(p, protocol.generation) for p in dict.fromkeys(r.generation)][: protocol.prompts] for r in records
-    }
+    questions = {r.id: [(p, protocol.generation) for p in _few(r.generation, protocol)] for r in records}
     asked.decode((q for found in questions.values() for q in found), "generations")
     texts_of = {r.id: [t for q in questions[r.id] if (t := asked.text(*q)) is not None] for r in records}
     add_fluency(sheet, texts_of, how, n)

@@ -216,7 +216,7 @@ def _ridge() -> Iterator[Case]:
         generator = torch.Generator().manual_seed(3)
         keys = torch.randn(batch, n, 64, generator=generator).double()
         gram = keys @ keys.mT
-        gram[1], gram[2, 0, 0] = -gram[1], math.nan
+        gram[1], gram[2, 0, 0] = -10 * gram[1], math.nan
         ridge = torch.tensor([1e-2, 1.0]).double()[:, None] * torch.ones(batch).double() * 64
         lengths = torch.randint(0, n + 1, (batch,), generator=generator)
         lengths[1:3] = n

@@ -196,7 +196,7 @@ class Attachment:
             index = {edit.id: i for i, edit in enumerate(self.memory.edits)}
             everything = tuple(index.values())
             self._chosen = [
-                everything if allowed is None else tuple(sorted(index[name] for name in allowed))
+                everything if allowed is None else tuple(sorted(index[name] for name in allowed & index.keys()))
                 for allowed in self._allowed
             ]
         for i, n in Counter(i for row in self._chosen for i in row).items():

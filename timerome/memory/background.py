@@ -26,7 +26,7 @@ from .address import (
 from .bank import BankConfig
 from .edit import Edit, Part
 from .gather import untouched_keys
-from .settings import Place, Settings
+from .settings import Place
 
 MEAN_FACTS = 16  # negatives that the background mean is taken over, spread over all of them
 
@@ -54,6 +54,7 @@ class Background:
     Attributes:
         gate: the gate and its negatives; None edits every row and token.
         protect: facts whose activations get target zero, or None.
+        bank: over which they and the negatives are read, whatever the bank of an edit.
         frames: by place.
         centre: mean of the negatives' addresses, ``(d,)``; None before they were read, or without a row gate.
         floor: cosine that two questions about one subject seldom exceed; -1 before the negatives were read.
@@ -61,20 +62,21 @@ class Background:
 
     def __init__(
         self,
-        gate: Gate | None,
-        protect: FactSet | None,
+        gate: Gate | None = None,
+        protect: FactSet | None = None,
+        bank: BankConfig | None = None,
         frames: dict[Place, Frame] | None = None,
         centre: Tensor | None = None,
         floor: float = -1.0,
     ) -> None:
-        self.gate, self.protect = gate, protect
+        self.gate, self.protect, self.bank = gate, protect, bank or BankConfig()
         self.frames = frames or {}
         self.centre, self.floor = centre, floor
         self._negatives: tuple[Reading, Tensor] | None = None
         self._keys: dict[Place, list[Tensor]] = {}
 
-    def frame(self, backbone: Backbone, place: Place, settings: Settings) -> Frame | None:
-        """Return the frame of a place, read over the bank of the first edit there; None without negatives and protect.
+    def frame(self, backbone: Backbone, place: Place) -> Frame | None:
+        """Return the frame of a place; None without negatives and protected facts.
 
         A fact's few keys share most of their direction: a mean over other facts keeps that in what is solved.
         """
@@ -85,39 +87,45 @@ class Background:
                 facts = self.gate.negatives[:: -(-len(self.gate.negatives) // MEAN_FACTS)]
             else:
                 return None
-            keys = torch.cat([untouched_keys(backbone, fact, settings, place) for fact in facts])
+            keys = torch.cat([untouched_keys(backbone, fact, self.bank, place) for fact in facts])
             mean = keys.mean(0)
             scale = float((keys.double() - mean.double()).square().sum(1).mean())
             self.frames[place] = Frame(mean, scale, None if self.protect is None else keys)
         return self.frames[place]
+
+    def take_over(self, other: Background) -> None:
+        """Take over what another background, of the same facts, has read and this one has not."""
+        self.frames = {**other.frames, **self.frames}
+        if self.centre is None:
+            self.centre, self.floor = other.centre, other.floor
 
     def address(self, backbone: Backbone, fact: Fact, bank: BankConfig) -> tuple[Tensor, Spellings, Tensor] | None:
         """Return a fact's address, its subject's spellings and each negative's score; None without a row gate."""
         if self.gate is None or not self.gate.address:
             return None
         if self._negatives is None:
-            self._negatives = negative_addresses(backbone, self.gate, bank)
+            self._negatives = negative_addresses(backbone, self.gate, self.bank)
         others, wording = self._negatives
         if self.centre is None:
             self.centre = others.vectors.mean(0)
-            self.floor = floor_of(backbone, self.gate, self.centre, bank)
+            self.floor = floor_of(backbone, self.gate, self.centre, self.bank)
         found, subject = address_of(backbone, fact, self.gate, bank), spellings(backbone, fact.subject)
         cosines = cosine_similarity(others.vectors - self.centre, found - self.centre).amax(1)
         named = name_overlap(others.prompts, [subject])[:, 0]
         # Without the floor, which only makes fewer fire: with it, hardly a negative is left to set a threshold by.
         return found, subject, by_wording(combined(self.gate, -2.0, cosines, named), wording)
 
-    def token_scores(self, backbone: Backbone, parts: tuple[Part, ...], settings: Settings) -> Tensor | None:
+    def token_scores(self, backbone: Backbone, parts: tuple[Part, ...]) -> Tensor | None:
         """Return each negative's largest similarity with an edit's keys, ``(m,)``; None without a token gate."""
         if self.gate is None or not self.gate.token:
             return None
         scores = []
         for part in parts:
             place = Place.of(part.coordinate)
-            frame = self.frame(backbone, place, settings)
+            frame = self.frame(backbone, place)
             assert frame is not None
             if place not in self._keys:
-                self._keys[place] = [untouched_keys(backbone, f, settings, place) for f in self.gate.negatives]
+                self._keys[place] = [untouched_keys(backbone, f, self.bank, place) for f in self.gate.negatives]
             own = part.keys - frame.mean
             scores.append(torch.stack([cosine_similarity(keys - frame.mean, own).max() for keys in self._keys[place]]))
         return torch.stack(scores).amax(0)

@@ -12,6 +12,7 @@ from ..backbones import Backbone
 from .attachment import MemoryMismatchError
 from .background import Background
 from .edit import Edit
+from .making import make
 from .operations import OnConflict, Planned, plan
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def rebuilt(memory: EditMemory, backbone: Backbone) -> EditMemory:
     gate = memory.background.gate
     found = EditMemory(
         memory.settings,
-        background=Background(gate, memory.background.protect),
+        background=Background(gate, memory.background.protect, memory.settings.bank),
         retired=memory.retired,
         fingerprint=backbone.fingerprint(),
         tokenizer=backbone.tokenizer_digest(),
@@ -102,7 +103,7 @@ def rebuilt(memory: EditMemory, backbone: Backbone) -> EditMemory:
     history: list[Edit] = []
     for edit in memory.history:
         planned = [Planned(edit.id, edit.fact, edit.supersedes)]
-        history += found._made(backbone, planned, edit.operation, edit.settings.coordinates, edit.settings)
+        history += make(backbone, found.background, planned, edit.operation, edit.settings.coordinates, edit.settings)
     found._bound(backbone)
     found._commit(history)
     return found
@@ -118,6 +119,8 @@ def _same(a: Edit, b: Edit) -> bool:
 
 
 def _same_frames(a: Background, b: Background) -> bool:
+    if a.bank != b.bank and (a.gate, a.protect) != (None, None):
+        return False
     shared = a.frames.keys() & b.frames.keys()
     frames = all(torch.equal(a.frames[p].mean, b.frames[p].mean) for p in shared)
     return frames and (a.centre is None or b.centre is None or torch.equal(a.centre, b.centre))

@@ -223,7 +223,12 @@ def _memory(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> EditMemory:
         settings[0],
         history,
         background=Background(
-            gate, protect, known, tensors["centre"][0] if "centre" in tensors else None, manifest["floor"]
+            gate,
+            protect,
+            settings[0].bank,
+            known,
+            tensors["centre"][0] if "centre" in tensors else None,
+            manifest["floor"],
         ),
         retired=manifest["retired"],
         fingerprint=manifest["fingerprint"],

@@ -9,7 +9,7 @@ from ..backbones import Backbone
 from ..coordinates import Coordinate
 from ..facts import Fact
 from ..functional.selection import pivoted_cholesky
-from .bank import State, activations, places_of, positions_of, states_of
+from .bank import BankConfig, State, activations, places_of, positions_of, states_of
 from .settings import Place, Settings
 from .targets import estimator_of, lens_offsets
 
@@ -24,7 +24,7 @@ def gather(
     """
     coordinate = coordinate or settings.coordinate
     place = Place.of(coordinate)
-    states, keys = bank_keys(backbone, fact, settings, place)
+    states, keys = bank_keys(backbone, fact, settings.bank, place)
     extra = {"margin": settings.margin} if settings.estimator == "lens" else {}
     targets = estimator_of(settings.estimator)(backbone, fact, states, keys, coordinate, **extra)
     _refuse_nonfinite(torch.cat(targets), fact, place)
@@ -41,25 +41,25 @@ def gather_by_place(backbone: Backbone, fact: Fact, settings: Settings, coordina
         FloatingPointError: an activation is not finite.
     """
     place = Place.of(coordinate)
-    states, keys = bank_keys(backbone, fact, settings, place)
+    states, keys = bank_keys(backbone, fact, settings.bank, place)
     places, count = places_of(backbone, fact, states)
     offsets = lens_offsets(backbone, states, keys, places, count, coordinate, margin=settings.margin)
     _refuse_nonfinite(offsets, fact, place)
     return offsets
 
 
-def untouched_keys(backbone: Backbone, fact: Fact, settings: Settings, place: Place) -> Tensor:
+def untouched_keys(backbone: Backbone, fact: Fact, bank: BankConfig, place: Place) -> Tensor:
     """Return the keys of a fact that is to be left alone: its present answer's states, ``(n, d)``."""
-    return torch.cat(bank_keys(backbone, fact, settings, place)[1])
+    return torch.cat(bank_keys(backbone, fact, bank, place)[1])
 
 
-def bank_keys(backbone: Backbone, fact: Fact, settings: Settings, place: Place) -> tuple[list[State], list[Tensor]]:
+def bank_keys(backbone: Backbone, fact: Fact, bank: BankConfig, place: Place) -> tuple[list[State], list[Tensor]]:
     """Return the states of a fact's bank and the keys read in each, ``(n_i, d)``.
 
     Raises:
         FloatingPointError: an activation is not finite.
     """
-    states = states_of(backbone, fact, settings.bank)
+    states = states_of(backbone, fact, bank)
     positions = [positions_of(backbone, state, place.role) for state in states]
     keys = activations(backbone, [state.ids for state in states], place.site, positions)
     _refuse_nonfinite(torch.cat(keys), fact, place)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +11,18 @@ import torch
 from torch import Tensor
 
 from ..backbones import Backbone
-from ..coordinates import Coordinate, Site
+from ..coordinates import Site
 from ..facts import Fact, FactError, FactSet
+from . import making
 from .address import AddressBook, Gate
-from .attachment import Attachment, check_belongs, unedited
+from .attachment import Attachment, check_belongs
 from .background import Background
 from .bank import BankConfig
 from .combine import Difference, diff, merged, rebuilt
-from .edit import Edit, Operation, Part, in_force
-from .gather import gather, gather_by_place, select
+from .edit import Edit, Operation, in_force
 from .operations import OnConflict, Planned, plan
 from .policy import Policy, coordinates_of, usual_coordinate
-from .settings import Place, Settings
+from .settings import Settings
 from .systems import System, Systems
 from .targets import EstimatorName
 
@@ -62,7 +61,7 @@ class EditMemory:
         self.settings = settings
         self.history = tuple(history)
         self.retired = tuple(retired)
-        self.background = background or Background(None, None)
+        self.background = background or Background(bank=settings.bank)
         self.fingerprint = fingerprint
         self.tokenizer = tokenizer
         self.ledger = ledger
@@ -157,18 +156,19 @@ class EditMemory:
             bank=bank or BankConfig(),
             shared=together,
             also=first[1:],
-            by_place=_by_place(by_place, estimator, together, gate),
+            by_place=making.by_place(by_place, estimator, together, gate),
             null_space=null_space,
         )
-        _check_null_space(null_space, protect, gate)
+        making.check_null_space(null_space, protect, gate)
         memory = cls(
             settings,
-            background=Background(None if gate is None else gate.resolved(backbone), protect),
+            background=Background(None if gate is None else gate.resolved(backbone), protect, settings.bank),
             fingerprint=backbone.fingerprint(),
             tokenizer=backbone.tokenizer_digest(),
         )
         memory._backbone = weakref.ref(backbone)
-        memory._commit(memory._made(backbone, [Planned(f.id, f) for f in facts], "update", coordinate, settings))
+        planned = [Planned(fact.id, fact) for fact in facts]
+        memory._commit(making.make(backbone, memory.background, planned, "update", coordinate, settings))
         return memory
 
     # Operations ------------------------------------------------------------------------------------------------------
@@ -284,6 +284,7 @@ class EditMemory:
         """
         taken = merged(self, other, on_conflict)
         if taken:
+            self.background.take_over(other.background)
             self._commit((*self.history, *taken), "merge", taken)
         return tuple(edit.id for edit in taken)
 
@@ -308,91 +309,31 @@ class EditMemory:
         changes: dict[str, Any],
     ) -> tuple[str, ...]:
         backbone = self._bound(backbone)
-        settings = self._settings_for(backbone, changes)
+        settings = making.settings_for(self.settings, self.background, backbone, changes)
         used = {*self.retired, *(edit.id for edit in self.history)}
         planned = plan(facts, self.history, used, on_conflict)
         fresh = [p for p in planned if not p.kept]
         if fresh:
-            made = self._made(backbone, fresh, operation, coordinate, settings)
+            made = making.make(backbone, self.background, fresh, operation, coordinate, settings)
             self._commit((*self.history, *made), operation, made)
         return tuple(p.id for p in planned)
 
-    def _settings_for(self, backbone: Backbone, changes: dict[str, Any]) -> Settings:
-        """The memory's settings with some changed; the coordinate goes with the estimator."""
-        if unknown := sorted(
-            set(changes)
-            - {
-                "alpha",
-                "ridge",
-                "sparsity",
-                "rank",
-                "beta",
-                "estimator",
-                "margin",
-                "bank",
-                "by_place",
-                "null_space",
-            }  # fmt: skip
-        ):
-            raise TypeError(f"EditMemory: unknown settings {unknown}.")
-        same = changes["estimator"] == self.settings.estimator
-        where = {} if same else {"coordinate": usual_coordinate(backbone, changes["estimator"]), "also": ()}
-        wanted = changes.get("by_place", self.settings.by_place if same else None)
-        by_place = _by_place(wanted, changes["estimator"], self.settings.shared, self.background.gate)
-        settings = replace(self.settings, **{**changes, **where, "by_place": by_place})
-        _check_null_space(settings.null_space, self.background.protect, self.background.gate)
-        shared = ("alpha", "ridge", "sparsity", "beta", "null_space")
-        if settings.shared and any(getattr(settings, n) != getattr(self.settings, n) for n in shared):
-            raise ValueError(f"EditMemory: all edits of a shared memory have the same {', '.join(shared)}.")
-        return settings
-
-    def _made(
-        self, backbone: Backbone, planned: Sequence[Planned], operation: Operation, policy: Policy, settings: Settings
-    ) -> tuple[Edit, ...]:
-        """Return new edits for facts; the memory is as before."""
-        if settings.estimator in ("lens", "donor"):
-            if without := [p.fact.id for p in planned if p.fact.new_object is None]:
-                raise FactError(
-                    f"EditMemory.build: estimator {settings.estimator!r} replaces answers, but {without[:5]} have no "
-                    "new_object; give them one, or use 'null' to forget."
-                )
-        made = []
-        with unedited(backbone.model):
-            for item in planned:
-                where = coordinates_of(policy, item.fact, settings.coordinates)
-                own = replace(settings, coordinate=where[0], also=where[1:])
-                parts = tuple(self._part(backbone, item.fact, own, c) for c in where)
-                address, subject, scores = self.background.address(backbone, item.fact, own.bank) or (None, (), None)
-                tokens = self.background.token_scores(backbone, parts, own)
-                made.append(
-                    Edit(
-                        item.id, item.fact, own, parts, operation, item.supersedes, address, subject, scores, tokens
-                    )
-                )  # fmt: skip
-        return tuple(made)
-
-    def _part(self, backbone: Backbone, fact: Fact, settings: Settings, coordinate: Coordinate) -> Part:
-        if settings.by_place:
-            offsets = gather_by_place(backbone, fact, settings, coordinate)
-            return Part(coordinate, offsets[:0], offsets)
-        keys, targets = gather(backbone, fact, settings, coordinate)
-        frame = self.background.frame(backbone, Place.of(coordinate), settings)
-        return Part(coordinate, *select(keys, targets, None if frame is None else frame.mean, settings.rank))
-
     def _commit(self, history: Sequence[Edit], operation: str | None = None, edits: Sequence[Edit] = ()) -> None:
-        """Make ``history`` the memory's, and tell the ledger and whatever is attached; all or nothing."""
+        """Make ``history`` the memory's, and tell whatever is attached and the ledger; all or nothing."""
         before = self.history, self.retired
         kept = {edit.id for edit in history}
-        self.retired += tuple(edit.id for edit in self.history if edit.id not in kept)
-        self.history = tuple(history)
+        retired = self.retired + tuple(edit.id for edit in self.history if edit.id not in kept)
         try:
-            self._derive()
+            self._become(tuple(history), retired)
             if self.ledger is not None and operation is not None:
                 self.ledger.record(operation, edits, self)
         except BaseException:
-            self.history, self.retired = before
-            self._derive()
+            self._become(*before)
             raise
+
+    def _become(self, history: tuple[Edit, ...], retired: tuple[str, ...]) -> None:
+        self.history, self.retired = history, retired
+        self._derive()
         for attachment in list(self._attachments):
             attachment.refresh()
 
@@ -504,23 +445,6 @@ class EditMemory:
         return (
             f"EditMemory({len(self.edits)} facts at {s.coordinate}, {s.estimator}, alpha {s.alpha}, ridge {s.ridge}, "
             f"sparsity {s.sparsity}, gate {'+'.join(gates) or None}, {self.nbytes / 1024:.0f} KiB)"
-        )
-
-
-def _by_place(wanted: bool | None, estimator: str, shared: bool, gate: Gate | None) -> bool:
-    """Whether edits are by place: as wanted, or where they can be."""
-    token_gate = gate is not None and gate.token
-    if wanted and token_gate:
-        raise ValueError("EditMemory.build: a token gate compares with keys, which edits by_place do not have.")
-    return estimator == "lens" and not shared and not token_gate if wanted is None else wanted
-
-
-def _check_null_space(null_space: float | None, protect: FactSet | None, gate: Gate | None) -> None:
-    if null_space is not None and protect is None:
-        raise ValueError("EditMemory.build: null_space needs facts to protect; pass protect=..., or leave it out.")
-    if null_space is not None and gate is not None and gate.token:
-        raise ValueError(
-            "EditMemory.build: a token gate compares with keys, which null_space takes a part out of; use beta."
         )
 
 

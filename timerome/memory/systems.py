@@ -66,6 +66,7 @@ class SharedSystem:
     def __init__(self, frame: Frame | None, settings: Settings) -> None:
         self._frame, self._settings = frame, settings
         self._ids: list[str] = []  # owner of each row, protected ones first, under ""
+        self._parts: dict[str, Part] = {}  # whose rows they are: a change that failed may leave its id to another edit
         self._rows = torch.empty(0, 0, dtype=torch.float64)
         self._factor = torch.empty(0, 0, dtype=torch.float64)
         self._penalty = 0.0
@@ -81,7 +82,7 @@ class SharedSystem:
             elif frame.protect is not None and settings.beta > 0:
                 self._rows = settings.beta**0.5 * (frame.protect.double() - mean)
                 self._ids = [""] * len(self._rows)
-            self._refactor()
+            self._factor = self._factor_of(self._rows)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -111,51 +112,54 @@ class SharedSystem:
 
     def _update(self, parts: Sequence[tuple[str, Part]]) -> None:
         assert self._frame is not None
-        wanted = {name for name, _ in parts}
-        have = set(self._ids)
-        gone = [i for i, name in enumerate(self._ids) if name and name not in wanted]
-        new = [(name, self._centred(part.keys)) for name, part in parts if name not in have]
-        changes = len(gone) + sum(len(rows) for _, rows in new)
-        by_row = 3 * changes < len(self._ids)  # a fresh factor costs about as much as n / 3 changes
+        ids, rows, factor = list(self._ids), self._rows, self._factor
+        kept = {name for name, part in parts if self._parts.get(name) is part}
+        gone = [i for i, name in enumerate(ids) if name and name not in kept]
+        new = [(name, self._centred(part.keys)) for name, part in parts if name not in kept]
+        changes = len(gone) + sum(len(own) for _, own in new)
+        if not changes:
+            return
+        by_row = 3 * changes < len(ids)  # a fresh factor costs about as much as n / 3 changes
         for i in reversed(gone):
-            del self._ids[i]
+            del ids[i]
             if by_row:
-                self._factor = cholesky_delete(self._factor, i)
+                factor = cholesky_delete(factor, i)
         if gone:
-            keep = torch.ones(len(self._rows), dtype=torch.bool)
+            keep = torch.ones(len(rows), dtype=torch.bool)
             keep[gone] = False
-            self._rows = self._rows[keep]
-        for name, rows in new:
-            n, self._rows = len(self._rows), torch.cat([self._rows, rows])
-            self._ids += [name] * len(rows)
-            for i in range(n, len(self._rows)) if by_row else ():
-                gram = self._rows[: i + 1] @ self._rows[i]
-                self._factor = cholesky_append(self._factor, gram[:i], float(gram[i]) + self._penalty)
-        if changes and not by_row:
-            self._refactor()
+            rows = rows[keep]
+        for name, own in new:
+            n, rows = len(rows), torch.cat([rows, own])
+            ids += [name] * len(own)
+            for i in range(n, len(rows)) if by_row else ():
+                gram = rows[: i + 1] @ rows[i]
+                factor = cholesky_append(factor, gram[:i], float(gram[i]) + self._penalty)
+        # All at once, so that whatever interrupts this leaves rows and factor as they were.
+        factor = factor if by_row else self._factor_of(rows)
+        self._ids, self._parts, self._rows, self._factor = ids, dict(parts), rows, factor
 
     def _centred(self, keys: Tensor) -> Tensor:
         assert self._frame is not None
         rows = keys.double() - self._frame.mean.double()
         return rows if self._free is None else rows @ self._free
 
-    def _refactor(self) -> None:
-        if self._ids:
-            self._factor = ridge_cholesky(self._rows, ridge=self._penalty, relative=False).cholesky
-        else:
-            self._factor = self._rows.new_empty(0, 0)
+    def _factor_of(self, rows: Tensor) -> Tensor:
+        if not len(rows):
+            return rows.new_empty(0, 0)
+        return ridge_cholesky(rows, ridge=self._penalty, relative=False).cholesky
 
 
 class Systems:
     """The solved systems of a memory's edits in force, by need."""
 
     def __init__(self) -> None:
-        self._own: dict[str, tuple[RidgeMemory, ...]] = {}
+        self._own: dict[str, tuple[Edit, tuple[RidgeMemory, ...]]] = {}
         self._shared: dict[Place, SharedSystem] = {}
 
     def of(self, edits: Sequence[Edit], frames: dict[Place, Frame]) -> tuple[System, ...]:
         """Return the systems of these edits: one a place where they share them, else one an edit and coordinate."""
-        self._own = {edit.id: self._own[edit.id] for edit in edits if edit.id in self._own}
+        present = {edit.id: edit for edit in edits}
+        self._own = {name: own for name, own in self._own.items() if present.get(name) is own[0]}
         found: list[System] = []
         together: dict[Place, list[tuple[int, Part]]] = {}
         for i, edit in enumerate(edits):
@@ -166,10 +170,9 @@ class Systems:
             if edit.settings.by_place:
                 continue
             if edit.id not in self._own:
-                self._own[edit.id] = tuple(
-                    solve_part(part, edit.settings, frames.get(Place.of(part.coordinate))) for part in edit.parts
-                )
-            for part, solved in zip(edit.parts, self._own[edit.id], strict=True):
+                solutions = (solve_part(p, edit.settings, frames.get(Place.of(p.coordinate))) for p in edit.parts)
+                self._own[edit.id] = edit, tuple(solutions)
+            for part, solved in zip(edit.parts, self._own[edit.id][1], strict=True):
                 owner = torch.full((len(solved.values),), i)
                 place = Place.of(part.coordinate)
                 found.append(System(place, solved, owner, strength(edit.settings), edit.settings.sparsity))

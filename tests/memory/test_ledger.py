@@ -114,3 +114,79 @@ def test_killed_at_any_moment_file_and_ledger_are_whole(tmp_path):
     assert len(Ledger(tmp_path / "ledger.jsonl").entries) >= told
     loaded = tr.EditMemory.load(tmp_path / "edit.safetensors", tiny_llada())
     assert [edit.id for edit in loaded.edits] == ["tiny-0"]
+
+
+# Forks, since each moment needs a process of its own and importing torch takes seconds.
+KILLED_AT = """
+import os, signal, sys
+import timerome as tr
+import timerome.memory.files as files
+from tests.tiny import tiny_facts, tiny_llada
+from timerome.memory import Ledger
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def after(function):
+    return lambda *a, **k: (function(*a, **k), die())
+
+def torn_file(tensors, name, **more):
+    written(tensors, name, **more)
+    os.truncate(name, os.path.getsize(name) // 2)
+    die()
+
+def torn_line(handle):
+    os.ftruncate(handle, os.fstat(handle).st_size - 20)
+    die()
+
+written = files.save_file
+MOMENTS = {
+    "save_half_written": (files, "save_file", torn_file), "save_before_move": (os, "replace", die),
+    "save_after_move": (os, "replace", after(os.replace)), "ledger_half_written": (os, "fsync", torn_line),
+    "ledger_before_sync": (os, "fsync", die), "ledger_after_sync": (os, "fsync", after(os.fsync)),
+}
+backbone = tiny_llada()
+memory = tr.EditMemory.build(backbone, tiny_facts(1), gate=tr.Gate(tr.FactSet(tiny_facts(8)[4:])),
+                             bank=tr.BankConfig((None,), (0.0,)))
+for moment, (where, name, instead) in MOMENTS.items():
+    child = os.fork()
+    if child == 0:
+        folder = sys.argv[1] + "/" + moment
+        memory.ledger = Ledger(folder + "/ledger.jsonl")
+        memory.forget(tiny_facts(2)[1])
+        memory.save(folder + "/edit.safetensors")
+        if moment.startswith("save"):
+            memory.forget(tiny_facts(3)[2])
+        setattr(where, name, instead)
+        memory.forget(tiny_facts(4)[3]) if moment.startswith("ledger") else memory.save(folder + "/edit.safetensors")
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    print(moment, os.WTERMSIG(status), flush=True)
+"""
+
+
+def test_killed_at_every_stage_of_a_write(tmp_path):
+    """What was recorded before is there, and what was being written is there whole or not at all."""
+    run = subprocess.run(
+        [sys.executable, "-c", KILLED_AT, str(tmp_path)], stdout=subprocess.PIPE, text=True, check=True
+    )
+    moments = dict(line.split() for line in run.stdout.splitlines())
+    assert set(moments.values()) == {str(int(signal.SIGKILL))}
+    assert len(moments) == 6
+    backbone = tiny_llada()
+    for moment in moments:
+        ledger = Ledger(tmp_path / moment / "ledger.jsonl")
+        recorded = [entry["edits"][0]["id"] for entry in ledger.entries]
+        memory = tr.EditMemory.load(tmp_path / moment / "edit.safetensors", backbone)
+        saved = [edit.id for edit in memory.edits]
+        if moment.startswith("save"):
+            assert recorded == ["tiny-1", "tiny-2"]
+            assert saved == ["tiny-0", "tiny-1", *["tiny-2"] * (moment == "save_after_move")]
+        else:
+            # A process that is killed leaves to the system what it has handed over, synchronised or not.
+            assert recorded == ["tiny-1", *["tiny-3"] * (moment != "ledger_half_written")]
+            assert saved == ["tiny-0", "tiny-1"]
+        memory.ledger = ledger  # and work goes on
+        memory.forget(tiny_facts(5)[4])
+        memory.save(tmp_path / moment / "edit.safetensors")
+        assert Ledger(tmp_path / moment / "ledger.jsonl").entries == ledger.entries

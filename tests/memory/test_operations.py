@@ -18,6 +18,7 @@ from torch import Tensor
 import timerome as tr
 from tests.tiny import MASK, tiny_facts, tiny_llada
 from timerome.facts import FactError
+from timerome.functional.solve import null_space_of
 from timerome.memory import Attachment, Edit, EditConflictError, Ledger
 from timerome.memory.background import Background
 
@@ -47,6 +48,7 @@ KINDS = {
     "protected": {"protect": AWAY[2:], "gate": tr.Gate(AWAY, address=False, token=True, layer=1)},
     "addressed": {"protect": AWAY[2:], "gate": tr.Gate(AWAY, layer=1)},
     "addressed, shared": {"protect": AWAY[2:], "gate": tr.Gate(AWAY, layer=1), "shared": True},
+    "null space": {"protect": AWAY[2:], "null_space": 0.9},
 }
 
 
@@ -103,6 +105,11 @@ def refit(memory: tr.EditMemory, place: object, edits: list[Edit], h: Tensor) ->
     own = edits[0].settings
     mean = K.mean(0) if frame is None and own.shared else torch.zeros(1) if frame is None else frame.mean.double()
     K = K - mean
+    if own.null_space is not None:
+        held = frame.protect.double() - mean
+        free = null_space_of(held, own.null_space)
+        A = K @ free @ K.T + own.ridge * (held @ free).square().sum(1).mean() * torch.eye(len(K), dtype=torch.float64)
+        return (h - mean) @ free @ K.T @ torch.linalg.inv(A) @ D
     if frame is not None and frame.protect is not None:
         K = torch.cat([K, own.beta**0.5 * (frame.protect.double() - mean)])
     scale = K.square().sum(1).mean() if frame is None or not own.shared else frame.scale

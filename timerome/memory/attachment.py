@@ -43,6 +43,15 @@ def check_belongs(memory: EditMemory, backbone: Backbone) -> None:
                 f"EditMemory: this memory was built on a {what} with fingerprint {wanted}, but {backbone.name} has "
                 f"{came}; load the {what} it was built on, or rebuild the memory from its facts."
             )
+    # A file may lie about what it was built on.
+    parts, gate = [part for edit in memory.history for part in edit.parts], memory.background.gate
+    layers = [part.coordinate.layer for part in parts] + [0 if gate is None else gate.layer or 0]
+    widths = {part.targets.shape[-1] for part in parts} or {backbone.hidden_size}
+    if widths != {backbone.hidden_size} or max(layers) >= backbone.n_layers:
+        raise MemoryMismatchError(
+            f"EditMemory: this memory reaches up to layer {max(layers)} and has a width of {sorted(widths)}, but "
+            f"{backbone.name} has {backbone.n_layers} layers of {backbone.hidden_size}; load the model it was built on."
+        )
 
 
 # Models that are read as they are: while rows are addressed or edits are made, no memory acts on their forwards, also

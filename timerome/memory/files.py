@@ -18,7 +18,7 @@ from ..facts import Fact, FactSet
 from .address import Gate
 from .background import Background, Frame
 from .edit import OPERATIONS, Edit, Part
-from .manifest import EditFileError, parse
+from .manifest import EditFileError, parse, shown
 from .memory import EditMemory
 from .settings import Place, Settings
 
@@ -107,9 +107,11 @@ def load(path: Path) -> EditMemory:
     """Read an edit file; see :meth:`EditMemory.load`. What does not fit together is refused, nothing is guessed."""
     manifest, tensors = _read(path, tensors=True)
     try:
-        return _memory(manifest, tensors)
+        memory = _memory(manifest, tensors)
+        _ = memory.systems  # solved now, so that what cannot be is refused here and not in somebody's loop
+        return memory
     except (KeyError, TypeError, ValueError, RuntimeError, IndexError, OverflowError) as error:
-        raise EditFileError(f"EditMemory.load: {path} does not hold what its manifest says ({error}).") from error
+        raise EditFileError(f"EditMemory.load: {path} does not hold what its manifest says ({shown(error)}).") from None
 
 
 def _read(path: Path, tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -132,7 +134,7 @@ def _read(path: Path, tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]
     try:
         return parse(metadata.get("manifest", "")), found
     except EditFileError as error:
-        raise EditFileError(f"EditMemory.load: {path} does not hold what an edit file must: {error}.") from None
+        raise EditFileError(f"EditMemory.load: {path} does not hold what an edit file must: {shown(error)}.") from None
 
 
 def _memory(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> EditMemory:

@@ -104,6 +104,16 @@ def check(value: Any, form: Form, name: str) -> None:
         raise _wrong(name, form.__name__, value)
 
 
+def shown(value: object, length: int = 500) -> str:
+    """Return a value as text, cut to ``length``: what a file holds may be long.
+
+    Example:
+        >>> shown("abcdef", 4)
+        'abc…'
+    """
+    text = str(value)
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
 def _wrong(name: str, wanted: str, value: Any) -> EditFileError:
-    came = repr(value)
-    return EditFileError(f"{name}: expected {wanted}, got {came if len(came) <= 80 else came[:79] + '…'}")
+    return EditFileError(f"{shown(name, 200)}: expected {wanted}, got {shown(repr(value), 80)}")

@@ -120,7 +120,8 @@ def _sparsify_add() -> Iterator[Case]:
 
             wanted = tuple(sparsify_add_reference(inputs["h"], r, k, 0.5, mask) for mask in (inputs["mask"], None))
             yield Case(
-                f"sparsify_add {shape} {dtype}", inputs, call, wanted, {"h": 0, "r": 0, "mask": 0}, (0, 0)
+                f"sparsify_add {shape} {dtype}", inputs, call, wanted, {"h": 0, "r": 0, "mask": 0}, (0, 0),
+                ours=shape[-1] <= 8192,
             )  # fmt: skip
 
 

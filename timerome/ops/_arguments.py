@@ -14,22 +14,26 @@ FLOAT32_MAX = torch.finfo(torch.float32).max
 def check_tensors(op: str, **arguments: Any) -> None:
     """Raise TypeError for an argument that is no dense tensor."""
     for name, value in arguments.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{op}: expected {name} to be a tensor, got {type(value).__name__}.")
-        if value.layout is not torch.strided:
-            raise TypeError(f"{op}: expected {name} to be dense, got the layout {value.layout}; call to_dense first.")
+        if not isinstance(value, Tensor) or value.layout is not torch.strided:
+            raise _no_tensor(op, name, value)
 
 
 def check_optional_tensors(op: str, **arguments: Any) -> None:
     """As :func:`check_tensors`, for arguments that may be None."""
     for name, value in arguments.items():
-        if value is not None:
-            check_tensors(op, **{name: value})
+        if value is not None and (not isinstance(value, Tensor) or value.layout is not torch.strided):
+            raise _no_tensor(op, name, value)
+
+
+def _no_tensor(op: str, name: str, value: Any) -> TypeError:
+    if not isinstance(value, Tensor):
+        return TypeError(f"{op}: expected {name} to be a tensor, got {type(value).__name__}.")
+    return TypeError(f"{op}: expected {name} to be dense, got the layout {value.layout}; call to_dense first.")
 
 
 def number(op: str, name: str, value: Any) -> float:
     """Return a real number as a float; raise TypeError for what is none."""
-    if isinstance(value, (float, torch.SymFloat, torch.SymInt)):
+    if type(value) is float or isinstance(value, (float, torch.SymFloat, torch.SymInt)):
         return value  # type: ignore[return-value]
     try:
         return float(value.__float__())  # not float(value), which would read a string

@@ -38,6 +38,10 @@ def kept_count(d: int, sparsity: float) -> int:
         raise ValueError(f"kept_count: expected d >= 0, the length of a row, got {d}.")
     if not 0.0 <= sparsity < 1.0:
         raise ValueError(f"kept_count: expected sparsity in [0, 1), the fraction that is dropped, got {sparsity}.")
+    return _count(d, sparsity)
+
+
+def _count(d: int, sparsity: float) -> int:
     # q is rarely a binary fraction. A slack of 1e-6 a entry also covers a q that was once stored in float32.
     return min(d, max(1, math.ceil((1.0 - sparsity) * d - 1e-6 * d)))
 
@@ -315,4 +319,4 @@ def _kept(h: Tensor, sparsity: float) -> int:
         raise ValueError(
             f"sparse_lowrank_residual: expected sparsity in [0, 1), the fraction that is dropped, got {sparsity}."
         )
-    return kept_count(h.shape[-1], sparsity) if h.dim() else 0
+    return _count(h.shape[-1], sparsity) if h.dim() else 0

@@ -76,7 +76,7 @@ def test_later_edits_are_made_as_the_first_were_unless_said_otherwise():
 def test_a_name_tells_two_subjects_with_one_answer_apart():
     facts = tr.FactSet(tiny_facts(4))
     vector, other = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
-    named, unnamed = torch.tensor([5, 6, 7]), torch.tensor([1, 2, 7])
+    named, unnamed = frozenset({5, 6, 7}), frozenset({1, 2, 7})
     found = Reading(torch.stack([vector, vector, other]), (named, unnamed, named))
 
     def book(naming, floor=-1.0):

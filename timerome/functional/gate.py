@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ def conformal_threshold(scores: Tensor, epsilon: float) -> float:
         raise ValueError(f"conformal_threshold: expected finite calibration scores, got {n} of them, not all finite.")
     if not 0 < epsilon < 1:
         raise ValueError(f"conformal_threshold: expected 0 < epsilon < 1, got {epsilon}.")
-    rank = math.ceil((1 - epsilon) * (n + 1) - 1e-9)
+    rank = n + 1 - _above(n, epsilon)
     if rank > n:
         raise ValueError(
             f"conformal_threshold: {n} negatives can promise a false-trigger rate of at least {1 / (n + 1):.2g}, not "
@@ -53,23 +54,41 @@ def conformal_threshold(scores: Tensor, epsilon: float) -> float:
     return float(scores.flatten().kthvalue(rank).values)
 
 
-def name_overlap(texts: Sequence[Tensor], names: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+def deciding(n: int, epsilon: float | None) -> int:
+    """Return how many of the largest of ``n`` calibration scores can decide about a threshold, at least one.
+
+    Args:
+        n: number of scores.
+        epsilon: promised rate, as of :func:`conformal_threshold`; None takes the largest score as the threshold.
+
+    Example:
+        >>> deciding(99, 0.01), deciding(99, 0.05), deciding(99, None)
+        (1, 5, 1)
+    """
+    return 1 if epsilon is None else min(n, max(1, _above(n, epsilon)))
+
+
+def _above(n: int, epsilon: float) -> int:
+    """How many of the n + 1 gaps between ``n`` scores may lie above a threshold that ``epsilon`` of them exceed."""
+    return n + 1 - math.ceil((1 - epsilon) * (n + 1) - 1e-9)
+
+
+def name_overlap(texts: Sequence[AbstractSet[int]], names: Sequence[Sequence[Sequence[int]]]) -> Tensor:
     """Share of each name's tokens that each text holds; the best of a name's spellings counts.
 
     Args:
-        texts: token ids, ``(L_i,)`` int64 each.
+        texts: the token ids that each holds.
         names: for each name its spellings, token ids each.
 
     Returns:
         ``(texts, names)`` float32, 0 to 1.
 
     Example:
-        >>> name_overlap([torch.tensor([0, 1, 2])], [[[1, 2]], [[2, 3], [4]]])
+        >>> name_overlap([{0, 1, 2}], [[[1, 2]], [[2, 3], [4]]])
         tensor([[1.0000, 0.5000]])
     """
     found = torch.zeros(len(texts), len(names))
     for row, text in zip(found, texts, strict=True):
-        held = set(text.tolist())
         for i, spelled in enumerate(names):
-            row[i] = max((sum(t in held for t in s) / len(s) for s in spelled if s), default=0.0)
+            row[i] = max((sum(t in text for t in s) / len(s) for s in spelled if s), default=0.0)
     return found

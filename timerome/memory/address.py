@@ -101,11 +101,11 @@ class Reading(NamedTuple):
     Attributes:
         vectors: what the model is about to say, ``(m, d)`` float32 on the CPU; zero, which matches nothing, where there
             is no answer position.
-        prompts: the prompt's token ids of each, ``(L_i,)`` int64.
+        prompts: the token ids that the prompt of each holds.
     """
 
     vectors: Tensor
-    prompts: tuple[Tensor, ...]
+    prompts: tuple[frozenset[int], ...]
 
 
 @torch.inference_mode()
@@ -146,7 +146,8 @@ def addresses(
                 said = logits[row, first.to(logits.device)][-len(read) :].softmax(-1)
                 weights = 1 - said[:, backbone.eos_id] + 1e-6
             found[i] = ((weights[:, None] * read).sum(0) / weights.sum()).cpu()
-    return Reading(found, tuple(state[~canvas].cpu() for state, canvas in zip(ids, canvases, strict=True)))
+    prompts = (frozenset(state[~canvas].tolist()) for state, canvas in zip(ids, canvases, strict=True))
+    return Reading(found, tuple(prompts))
 
 
 def spellings(backbone: Backbone, subject: str) -> Spellings:
@@ -171,12 +172,17 @@ def masked_wordings(backbone: Backbone, facts: Iterable[Fact], bank: BankConfig)
     return [sequence for sequence, _ in found], torch.tensor([i for _, i in found])
 
 
-def address_of(backbone: Backbone, fact: Fact, gate: Gate, bank: BankConfig) -> Tensor:
-    """Return a fact's address, one vector a fully masked state of its bank, ``(k, d)``."""
+def address_of(backbone: Backbone, fact: Fact, gate: Gate, bank: BankConfig, mean: Tensor) -> Tensor:
+    """Return a fact's address, one direction about ``mean`` a fully masked state of its bank, ``(k, d)`` float32.
+
+    They are unit vectors rounded to half precision, so that an edit file, where they take half of a float32 vector's
+    bytes, holds what the gate was calibrated with, to the last bit.
+    """
     # A prompt with its words dropped asks anything of the subject: its address would be that of every such question.
     states = masked_states(backbone, fact, replace(bank, prompt_dropout=(0.0,)))
     canvases = [state.sequence.canvas for state in states]
-    return addresses(backbone, [state.ids for state in states], canvases, gate.site, gate.span).vectors
+    found = addresses(backbone, [state.ids for state in states], canvases, gate.site, gate.span).vectors
+    return torch.nn.functional.normalize(found - mean, dim=-1).half().float()
 
 
 def negative_addresses(backbone: Backbone, gate: Gate, bank: BankConfig) -> tuple[Reading, Tensor]:
@@ -239,11 +245,12 @@ class AddressBook:
         gate: what it was calibrated for.
         mean: of the negatives' addresses, ``(d,)``; cosines are taken after subtracting it.
         floor: a cosine must be strictly above this one.
-        vectors: addresses, ``(n, d)``.
+        vectors: addresses, as directions about the mean, ``(n, d)``.
         owner: index of the edit each belongs to, ``(n,)`` int64.
         subjects: spellings of each edit's subject.
         threshold: a sequence is given an edit strictly above this score.
-        calibration: largest score of every negative wording, ``(w,)``.
+        calibration: largest score of every negative wording, ``(w,)``. Of a memory that was read from a file, those
+            that can decide about its threshold; the others are given as just less than those.
     """
 
     gate: Gate
@@ -287,7 +294,7 @@ class AddressBook:
 
     def scores(self, found: Reading) -> Tensor:
         """Score of each sequence with each edit, ``(m, edits)``."""
-        cosines = cosine_similarity(found.vectors - self.mean, self.vectors - self.mean)
+        cosines = cosine_similarity(found.vectors - self.mean, self.vectors)
         nearest = cosines.new_full((len(cosines), len(self.subjects)), -1.0)
         nearest = nearest.scatter_reduce(1, self.owner.expand_as(cosines), cosines, "amax")
         named = name_overlap(found.prompts, self.subjects) if self.gate.naming else torch.zeros_like(nearest)

@@ -94,7 +94,7 @@ class Attachment:
         self._site_hooks: Hooks | None = None
         self._on = False
         self._sets: list[frozenset[str] | None] | None = None
-        self._addresses: OrderedDict[bytes, tuple[Tensor, Tensor]] = OrderedDict()
+        self._addresses: OrderedDict[bytes, tuple[Tensor, frozenset[int]]] = OrderedDict()
         self._given: dict[tuple[bytes, frozenset[str] | None], int] = {}
         self._tracker = RowTracker(backbone)
         self._rows: Rows | None = None

@@ -109,8 +109,8 @@ class Background:
         if self.centre is None:
             self.centre = others.vectors.mean(0)
             self.floor = floor_of(backbone, self.gate, self.centre, self.bank)
-        found, subject = address_of(backbone, fact, self.gate, bank), spellings(backbone, fact.subject)
-        cosines = cosine_similarity(others.vectors - self.centre, found - self.centre).amax(1)
+        found, subject = address_of(backbone, fact, self.gate, bank, self.centre), spellings(backbone, fact.subject)
+        cosines = cosine_similarity(others.vectors - self.centre, found).amax(1)
         named = name_overlap(others.prompts, [subject])[:, 0]
         # Without the floor, which only makes fewer fire: with it, hardly a negative is left to set a threshold by.
         return found, subject, by_wording(combined(self.gate, -2.0, cosines, named), wording)

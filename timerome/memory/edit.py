@@ -44,7 +44,8 @@ class Edit:
         parts: one a coordinate.
         operation: what made it.
         supersedes: ids of edits that do not act while this one is there.
-        address: where sequences about the fact are found, ``(k, d)``; None without a row gate.
+        address: where sequences about the fact are found, as directions about the negatives' mean, ``(k, d)``; None
+            without a row gate.
         subject: spellings of the fact's subject in tokens; empty without a row gate.
         address_scores: largest score of each negative wording with the address, ``(w,)``: the calibration.
         token_scores: largest similarity of each negative's activations with the keys, ``(m,)``; None without a token

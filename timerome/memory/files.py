@@ -15,14 +15,15 @@ from .._files import whole
 from .._version import __version__
 from ..coordinates import Coordinate
 from ..facts import Fact, FactSet
-from .address import Gate
+from ..functional.gate import deciding
+from .address import Gate, wordings
 from .background import Background, Frame
 from .edit import OPERATIONS, Edit, Part
 from .manifest import EditFileError, parse, shown
 from .memory import EditMemory
 from .settings import Place, Settings
 
-FORMAT = "timerome-edit-2"
+FORMAT = "timerome-edit-3"
 MAX_KEYS = 20_000  # in one system: its factor would take 3 GB
 
 SMALL = {torch.float32, torch.bfloat16, torch.float16}
@@ -34,7 +35,10 @@ def save(memory: EditMemory, path: Path, dtype: torch.dtype = torch.float32) -> 
     Args:
         memory: what to write.
         path: the file.
-        dtype: of keys, targets, protected keys and addresses; half precision halves the file.
+        dtype: of keys, targets and protected keys; half precision nearly halves the file.
+
+    Addresses are in half precision from the start. Of the calibration scores, those are written that can decide about
+    a threshold: the r largest of all edits taken together are among the r largest of each.
     """
     if dtype not in SMALL:
         raise ValueError(f"EditMemory.save: expected float32, bfloat16 or float16, got {dtype}.")
@@ -77,18 +81,24 @@ def save(memory: EditMemory, path: Path, dtype: torch.dtype = torch.float32) -> 
     }
     tensors: dict[str, Tensor] = {}
 
-    def put(name: str, rows: list[Tensor], small: bool = True) -> None:
+    def put(name: str, rows: list[Tensor], dtype: torch.dtype = dtype) -> None:
         if rows:
-            tensors[name] = torch.cat(rows).to(dtype if small else torch.float32).contiguous()
+            tensors[name] = torch.cat(rows).to(dtype).contiguous()
+
+    def put_scores(name: str, scores: list[Tensor]) -> None:
+        if gate is not None and scores:
+            largest = torch.stack(scores).topk(deciding(len(scores[0]), gate.epsilon), 1)
+            put(name, [largest.values], torch.float32)
+            put(f"{name}_of", [largest.indices], torch.int32)
 
     put("keys", [part.keys for edit in history if not edit.settings.by_place for part in edit.parts])
     put("targets", [part.targets for edit in history for part in edit.parts])
-    put("address", [edit.address for edit in history if edit.address is not None])
-    put("address_scores", [e.address_scores[None] for e in history if e.address_scores is not None], small=False)
-    put("token_scores", [e.token_scores[None] for e in history if e.token_scores is not None], small=False)
-    put("frame_means", [frame.mean[None] for _, frame in frames], small=False)
+    put("address", [edit.address for edit in history if edit.address is not None], torch.float16)
+    put_scores("address_scores", [edit.address_scores for edit in history if edit.address_scores is not None])
+    put_scores("token_scores", [edit.token_scores for edit in history if edit.token_scores is not None])
+    put("frame_means", [frame.mean[None] for _, frame in frames], torch.float32)
     put("protect", [frame.protect for _, frame in frames if frame.protect is not None])
-    put("centre", [] if background.centre is None else [background.centre[None]], small=False)
+    put("centre", [] if background.centre is None else [background.centre[None]], torch.float32)
     text = json.dumps(manifest, separators=(",", ":"), ensure_ascii=False)
     with whole(path) as temporary:
         save_file(tensors, temporary, metadata={"format": FORMAT, "manifest": text})
@@ -150,6 +160,11 @@ def _memory(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> EditMemory:
     protect = None if manifest["protect"] is None else FactSet(map(Fact.from_dict, manifest["protect"]))
     addressed, gated = gate is not None and gate.address, gate is not None and gate.token
 
+    scored = {}  # names of calibration scores, and of how many negatives
+    if gate is not None and gate.address:
+        scored["address_scores"] = sum(len(wordings(fact)) for fact in gate.negatives)
+    if gate is not None and gate.token:
+        scored["token_scores"] = len(gate.negatives)
     placed = [settings[edit["settings"]].by_place for edit in edits]
     counts = [n for edit in edits for n in edit["rows"]]
     keyed = [0 if own else n for own, edit in zip(placed, edits, strict=True) for n in edit["rows"]]
@@ -166,9 +181,8 @@ def _memory(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> EditMemory:
         if addressed:
             _require(all(edit["address"] for edit in edits), "edits without address")
             wanted |= {"address": (sum(edit["address"] for edit in edits), width)}
-            wanted |= {"address_scores": (len(edits), None)}
-        if gated:
-            wanted |= {"token_scores": (len(edits), None)}
+        for name, n in scored.items():
+            wanted |= dict.fromkeys((name, f"{name}_of"), (len(edits), deciding(n, gate.epsilon if gate else None)))
     if frames:
         wanted |= {"frame_means": (len(frames), width)}
     if sum(held):
@@ -180,8 +194,13 @@ def _memory(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> EditMemory:
         tensor = tensors[name]
         fits = tensor.dim() == 2 and rows in (None, len(tensor)) and columns in (None, tensor.shape[1])
         _require(fits and tensor.shape[-1] > 0, f"{name} has the shape {tuple(tensor.shape)}")
+        if name.endswith("_of"):
+            inside = tensor.dtype == torch.int32 and bool(((tensor >= 0) & (tensor < scored[name[:-3]])).all())
+            _require(inside, f"{name} are no numbers of negatives")
+            continue
         _require(tensor.dtype in SMALL and bool(torch.isfinite(tensor).all()), f"{name} is not finite or no float")
         tensors[name] = tensor.float()
+    scores = {name: _all_scores(tensors[name], tensors[f"{name}_of"], n) for name, n in scored.items() if edits}
 
     def rows_of(name: str, sizes: list[int]) -> list[Tensor]:
         return list(tensors[name].split(sizes)) if name in tensors else []
@@ -207,8 +226,8 @@ def _memory(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> EditMemory:
                 supersedes=tuple(values["supersedes"]),
                 address=addresses[i] if addressed else None,
                 subject=tuple(tuple(ids) for ids in values["subject"]) if addressed else (),
-                address_scores=tensors["address_scores"][i] if addressed else None,
-                token_scores=tensors["token_scores"][i] if gated else None,
+                address_scores=scores["address_scores"][i] if addressed else None,
+                token_scores=scores["token_scores"][i] if gated else None,
             )
         )
     means, guarded = tensors.get("frame_means"), rows_of("protect", held)
@@ -248,6 +267,12 @@ def _facts(facts: FactSet | None) -> list[dict[str, Any]] | None:
 def _gate(values: dict[str, Any]) -> Gate:
     sets = {k: None if values[k] is None else FactSet(map(Fact.from_dict, values[k])) for k in _FACTS}
     return Gate(**{**values, **sets})
+
+
+def _all_scores(largest: Tensor, where: Tensor, n: int) -> Tensor:
+    """Scores of ``n`` negatives, ``(edits, n)``, of which the largest are known; the others become just less."""
+    less = torch.nextafter(largest.amin(1, keepdim=True), torch.tensor(-torch.inf))
+    return less.repeat(1, n).scatter(1, where.long(), largest)
 
 
 def _require(holds: bool, otherwise: str) -> None:

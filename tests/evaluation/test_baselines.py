@@ -13,6 +13,7 @@ from timerome.evaluation.baselines import (
     LogitBias,
     NoEdit,
     PromptMemory,
+    conditions,
     paper_mode,
     random_coordinate,
     training_free,
@@ -151,3 +152,25 @@ def test_no_edit_is_nothing():
     backbone = tiny_llada()
     with NoEdit().attached(backbone) as nothing:
         assert nothing is None
+
+
+@pytest.mark.parametrize("new", [None, "king"])
+def test_conditions_do_to_a_memorys_facts_what_the_memory_does(new):
+    backbone = tiny_llada()
+    facts = FactSet(decoded_facts(backbone, 2)).with_new_object(new)
+    how = {"estimator": "lens" if new else "null", "bank": tr.BankConfig(canvases=(None,))}
+    memory = tr.EditMemory.build(backbone, facts, coordinate=tr.Coordinate(2), **how)
+    found = {c.name: c for c in conditions(backbone, memory)}
+    assert len({c.identity for c in found.values()}) == len(found) == 5
+    assert {c.name: c.identity for c in conditions(backbone, memory)} == {n: c.identity for n, c in found.items()}
+    told = found["prompt memory"].rewrite("who?")
+    assert told.endswith(" who?") and all(fact.subject in told for fact in facts)
+    assert ("king" in told) == bool(new)
+    before = backbone.logits(IDS)
+    for name in ("random site", "paper mode", "logit bias", "activation steering"):
+        with torch.no_grad(), found[name].attach(backbone):
+            assert not torch.equal(backbone.logits(IDS), before), name
+    assert torch.equal(backbone.logits(IDS), before)
+    raised = VOCAB.index("king")
+    with torch.no_grad(), found["logit bias"].attach(backbone):
+        assert ((backbone.logits(IDS) - before)[..., raised] > 4).all() == bool(new)

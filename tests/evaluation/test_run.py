@@ -16,7 +16,7 @@ import pytest
 import timerome as tr
 from tests.evaluation.scripted import write
 from tests.evaluation.tiny_data import BENCHMARKS, edit, settings, write_data
-from tests.tiny import planted
+from tests.tiny import planted, tiny_llada
 from timerome.evaluation import Absent, Measurement, respondent
 from timerome.evaluation.benchmark_report import BenchmarkReport
 from timerome.evaluation.benchmarks import tofu
@@ -182,7 +182,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from tests.evaluation.tiny_data import edit, settings
-from tests.tiny import planted
+from tests.tiny import planted, tiny_llada
 from timerome.evaluation.answers import AnswerFile
 from timerome.evaluation.run import run_benchmark
 
@@ -294,6 +294,31 @@ def test_rwku_by_target_and_as_mdu_asks_it(done, tmp_path):
 def test_an_unknown_benchmark_is_refused(tmp_path):
     with pytest.raises(ValueError, match="expected a benchmark among .* got 'mmlu'"):
         run_benchmark("mmlu", tmp_path, planted(), out=tmp_path)
+
+
+BASELINES = ["random site", "paper mode", "prompt memory", "logit bias", "activation steering"]
+
+
+def test_baselines_stand_beside_the_edit_and_are_compared_too(done, tmp_path):
+    data, model = done["zsre"][0], tiny_llada()
+    memory = edit(model)
+    plain = run_benchmark("zsre", data, model, out=tmp_path, memory=memory, settings=settings("zsre"))
+    how = settings("zsre", baselines=True)
+    report = run_benchmark("zsre", data, model, out=tmp_path, memory=memory, settings=how)
+    assert list(report.conditions) == ["no edit", "edited", *BASELINES]
+    assert list(report.paired) == ["edited", *BASELINES]
+    for name in ("no edit", "edited"):  # as without them
+        assert report.conditions[name] == plain.conditions[name]
+    shown = {name: [r.value for r in found if isinstance(r, Measurement)] for name, found in report.conditions.items()}
+    assert len({tuple(values) for values in shown.values()}) >= 4
+    assert model.state_digest() == tiny_llada().state_digest()
+    assert len(list((tmp_path / "answers").iterdir())) == 7
+    for name in BASELINES:
+        assert name in (tmp_path / "report.html").read_text()
+    assert report.columns() == ("metric", "no edit", "edited", *BASELINES)
+    assert all(len(row) == len(report.columns()) for row in report.rows())
+    with pytest.raises(ValueError, match="baselines need a memory"):
+        run_benchmark("zsre", data, model, out=tmp_path, settings=how)
 
 
 # Bad files ------------------------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ BEFORE = {**EDITED, ("nq1", "x y"): [98, 99]}
 
 @pytest.fixture(scope="module")
 def sheet():
-    edited = Scripted(choices=EDITED, texts={"q1": "A b c d.", "q2": "f", "r1": "a b c", "r2": "e"})
+    edited = Scripted(choices=EDITED, texts={("q1", 4): "A b c d.", ("q2", 1): "f", ("r1", 4): "a b c", ("r2", 1): "e"})
     return measure_zsre(edited, [ONE, TWO], base=Scripted(choices=BEFORE))
 
 

@@ -39,6 +39,7 @@ def evaluate(
     generation: int | None = None,
     only_edited: bool = False,
     retention: int | None = None,
+    baselines: bool = False,
     device: str = "cpu",
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
@@ -72,6 +73,7 @@ def evaluate(
         generation: positions for longer texts.
         only_edited: CounterFact, zsRE, KnowEdit: only records whose prompt the memory edits.
         retention: CounterFact, zsRE, KnowEdit: also ask for earlier edits after each of so many counts of edits.
+        baselines: benchmarks: also measure random site, paper mode, prompt memory, logit bias and steering.
         device: where to run.
         trust_remote_code: run modelling code that comes with the checkpoint.
 
@@ -92,7 +94,7 @@ def evaluate(
     backbone = load_model(model, device, trust_remote_code)
     settings = BenchmarkSettings(
         split, limit, protocol, estimator, samples, seed, canvas, generation, steps, reference, retain_rows,
-        tuple(targets) if targets else None, only_edited, retention,
+        tuple(targets) if targets else None, only_edited, retention, baselines,
     )  # fmt: skip
     edits = None if memory is None else load_memory(memory, backbone)
     report = run_benchmark(benchmark, data, backbone, out=out, memory=edits, settings=settings, progress=progress)  # type: ignore[arg-type]

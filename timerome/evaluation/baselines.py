@@ -6,6 +6,7 @@ nothing outside it, exactly as an :class:`~timerome.memory.EditMemory` does; wei
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -22,7 +23,8 @@ from ..facts import Fact, FactError, FactSet
 from ..hooks import Hooks
 from ..memory import BankConfig, EditMemory
 from ..memory.gather import gather
-from ..memory.settings import Settings
+from ..memory.settings import EstimatorName, Settings
+from .respondent import Condition
 
 PAPER_BANK = BankConfig(canvases=(None,))
 
@@ -177,10 +179,11 @@ class ActivationSteering:
 
     @classmethod
     def of(
-        cls, backbone: Backbone, facts: Sequence[Fact], coordinate: Coordinate, strength: float = 1.0
-    ) -> ActivationSteering:
-        """Steer by the mean of what a memory at ``coordinate`` would change: unasked minus asked activations."""
-        settings = Settings(coordinate, estimator="null", bank=PAPER_BANK)
+        cls, backbone: Backbone, facts: Sequence[Fact], coordinate: Coordinate, strength: float = 1.0,
+        estimator: EstimatorName = "null",
+    ) -> ActivationSteering:  # fmt: skip
+        """Steer by the mean of what a memory at ``coordinate`` would change; ``null``: unasked minus asked."""
+        settings = Settings(coordinate, estimator=estimator, bank=PAPER_BANK)
         vector = torch.cat([gather(backbone, fact, settings)[1] for fact in facts]).mean(0)
         return cls(coordinate.site, vector, strength)
 
@@ -257,6 +260,43 @@ def training_free(
         "logit_bias": LogitBias.of(backbone, plain, strengths["logit_bias"], spare),
         "activation_steering": ActivationSteering.of(backbone, plain, coordinate, strengths["activation_steering"]),
     }
+
+
+def conditions(backbone: Backbone, memory: EditMemory, *, seed: int = 0) -> list[Condition]:
+    """Return every baseline without training for what a memory does to its facts, as conditions to ask a model under.
+
+    Where all of the facts have a new object they are replaced: by targets of the memory's own kind, by statements in
+    the prompt, by raising their tokens. Otherwise they are forgotten, by ``null`` targets. Strengths are those of
+    :func:`training_free`, and not tuned.
+
+    Args:
+        backbone: the model.
+        memory: whose facts, and at whose coordinate.
+        seed: of the random site.
+    """
+    at, own = memory.settings.coordinate, memory.settings.estimator
+    replaced = own in ("lens", "donor") and all(fact.new_object for fact in memory.facts)
+    estimator: EstimatorName = own if replaced else "null"
+    facts = memory.facts if replaced else memory.facts.with_new_object(None)
+    how: dict[str, Any] = {"rank": 16, "bank": PAPER_BANK, "estimator": estimator}
+    # Targets of lens are those of a block's output.
+    unfit = [site for site in backbone.sites() if estimator == "lens" and site.module != "block"]
+    elsewhere = random_coordinate(backbone, [at, *(Coordinate(site.layer, site.module) for site in unfit)], seed)
+    bias = LogitBias.of(backbone, facts)
+    steering = ActivationSteering.of(backbone, facts, at, estimator=estimator)
+    told = (PromptMemory.stating(facts) if replaced else PromptMemory.forgetting(facts)).text
+    return [
+        Condition.of_memory(paper_mode(backbone, facts, elsewhere, **how), "random site"),
+        Condition.of_memory(paper_mode(backbone, facts, at, **how), "paper mode"),
+        # As a longer prompt rather than attached, so that what does not fit into the context is known beforehand.
+        Condition("prompt memory", told, rewrite=lambda prompt: f"{told} {prompt}"),
+        Condition("logit bias", _digest(bias.bias), bias.attached),
+        Condition("activation steering", f"{at} {_digest(steering.vector)}", steering.attached),
+    ]
+
+
+def _digest(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
 def _logits(output: Any) -> Tensor:

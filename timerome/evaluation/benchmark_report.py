@@ -111,9 +111,9 @@ class BenchmarkReport:
         return page(self.title, subtitle, sections)
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Return one row a metric for a terminal: its name, each condition's value, and differences with p-values.
+        """Return one row a metric for a terminal: its name, each condition's value, the difference and its p-value.
 
-        What all names begin with, the benchmark's, is left out.
+        What all names begin with, the benchmark's, is left out; so are differences where there are many conditions.
         """
         rows = []
         metrics = self._metrics()
@@ -123,7 +123,7 @@ class BenchmarkReport:
             for name in self.conditions:
                 result = self._result(name, metric)
                 cells.append("absent" if not isinstance(result, Measurement) else value_with_error(result))
-                if name != self.reference:
+                if name in self._with_difference:
                     p = self._compared.get((name, metric))
                     cells.append("" if p is None else f"{number(p.difference, sign=True)} (p {p.p_value:.2g})")
             rows.append(tuple(cells))
@@ -131,8 +131,13 @@ class BenchmarkReport:
 
     def columns(self) -> tuple[str, ...]:
         """Return the names of the columns of :meth:`rows`."""
-        others = [c for name in self.conditions if name != self.reference for c in (name, "difference")]
-        return ("metric", self.reference, *others)
+        shown = [c for name in self.conditions for c in (name, "difference")[: 1 + (name in self._with_difference)]]
+        return ("metric", *shown)
+
+    @property
+    def _with_difference(self) -> list[str]:
+        others = [name for name in self.conditions if name != self.reference]
+        return others if len(others) == 1 else []
 
     def _metrics(self) -> list[str]:
         return list(dict.fromkeys(r.metric for found in self.conditions.values() for r in found))

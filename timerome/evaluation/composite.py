@@ -122,8 +122,8 @@ def composite_difference(
         resamples: bootstrap samples, and permutations where they are too many to count.
 
     Returns:
-        Difference, its 95 % interval, p-value and effect size: the difference over √n of its bootstrap standard errors,
-        n being the number of records, which for a plain mean is Cohen's d_z.
+        Difference, its 95 % interval, p-value and effect size: the difference over n / √(n - 1) of its bootstrap
+        standard errors, n being the number of records, which for a plain mean is Cohen's d_z.
 
     Raises:
         UnlikeMeasurementsError: a term's records differ between the conditions, or it is no mean over records.
@@ -144,7 +144,8 @@ def composite_difference(
             for draw in _draws(names, resamples, seed)
         ])  # fmt: skip
         low, high = np.quantile(drawn, (0.025, 0.975)).tolist()
-        error = float(drawn.std(ddof=1)) * math.sqrt(n)
+        # Of a mean the bootstrap's deviation is that of the n values, not of n - 1, over √n.
+        error = float(drawn.std()) * n / math.sqrt(n - 1)
         effect = difference / error if error else math.copysign(math.inf, difference) if difference else 0.0
     exact = 2**n <= resamples
     swapped = np.concatenate([

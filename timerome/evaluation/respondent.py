@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ..memory import EditMemory
 
 BATCH = 32  # questions answered, and written down, together
+EDITED = "edited"
 
 Pair = tuple[str, str]
 T = TypeVar("T")
@@ -60,7 +61,7 @@ class Condition:
     rewrite: Callable[[str], str] = _as_it_is
 
     @classmethod
-    def of_memory(cls, memory: EditMemory, name: str = "edited") -> Condition:
+    def of_memory(cls, memory: EditMemory, name: str = EDITED) -> Condition:
         """Return the condition of a memory being attached."""
         return cls(name, memory_digest(memory), memory.attached)
 

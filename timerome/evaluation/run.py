@@ -16,13 +16,14 @@ from .._version import __version__
 from ..backbones import Backbone
 from ..diffusion import Estimator, SamplerConfig
 from ..progress import Progress
+from . import baselines
 from .benchmark_report import BenchmarkReport
 from .benchmarks import counterfact, knowedit, rwku, tofu, zsre
 from .benchmarks.asking import EditProtocol, changed
 from .lifelong import measure_retention
 from .measurement import Absent, Result
 from .records import evenly
-from .respondent import NO_EDIT, Condition, Respondent
+from .respondent import EDITED, NO_EDIT, Condition, Respondent
 
 if TYPE_CHECKING:
     from ..memory import EditMemory
@@ -52,6 +53,7 @@ class BenchmarkSettings:
         only_edited: CounterFact, zsRE, KnowEdit: only records whose prompt the memory edits.
         retention: CounterFact, zsRE, KnowEdit: after how many of the memory's edits, at most, to ask for the earlier
             ones; None leaves that out.
+        baselines: also measure the baselines without training, for the memory's facts.
     """
 
     split: str | None = None
@@ -68,6 +70,7 @@ class BenchmarkSettings:
     targets: tuple[str, ...] | None = None
     only_edited: bool = False
     retention: int | None = None
+    baselines: bool = False
 
 
 Measure = Callable[[Respondent, Respondent], Sequence[Result]]
@@ -112,6 +115,10 @@ def run_benchmark(
     }  # fmt: skip
     records, measure, protocols = prepare[benchmark](benchmark, Path(data), settings, memory)
     conditions = [NO_EDIT] + ([] if memory is None else [Condition.of_memory(memory)])
+    if settings.baselines:
+        if memory is None:
+            raise ValueError("run_benchmark: baselines need a memory, to know of which facts.")
+        conditions += baselines.conditions(backbone, memory, seed=settings.seed or 0)
     cache = Path(out) / "answers"
     base = Respondent(backbone, NO_EDIT, cache=cache, progress=progress)
     found = {
@@ -125,7 +132,7 @@ def run_benchmark(
         {
             "benchmark": benchmark, "model": backbone.name, "fingerprint": backbone.fingerprint(),
             "dtype": str(backbone.dtype), "memory": None if memory is None else repr(memory),
-            "memory_sha256": conditions[-1].identity or None, "records_sha256": _digest(records),
+            "memory_sha256": None if memory is None else conditions[1].identity, "records_sha256": _digest(records),
             "protocols": [_plain(asdict(p)) for p in protocols],
             "settings": {k: _plain(v) for k, v in asdict(settings).items() if v not in (None, False)},
             "versions": {"timerome": __version__, "torch": str(torch.__version__)},
@@ -150,8 +157,8 @@ def _add_retention(
         progress=progress,
     )  # fmt: skip
     for name, results in found.items():
-        edited = name != NO_EDIT.name
-        results += [r if edited else Absent(r.metric, "without an edit there is nothing to retain") for r in sheet]
+        own = name == EDITED
+        results += [r if own else Absent(r.metric, "only the memory has a history of edits") for r in sheet]
 
 
 def _tofu(

@@ -44,7 +44,7 @@ cudaError_t launch_apply(const LowrankCuda& a, int limit, int processors, cudaSt
 int lowrank_cuda_max_d(int device, int64_t* d) {
   int bytes = 0;
   const cudaError_t error = shared_limit(device, &bytes);
-  for (*d = 0; apply_small_shared_bytes(int(*d) + 64) <= bytes;) *d += 64;
+  for (*d = 0; apply_small_shared_bytes(int(*d) + 16) <= bytes;) *d += 16;
   return error;
 }
 

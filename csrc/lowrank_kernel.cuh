@@ -24,8 +24,8 @@ template <class T>
 constexpr int kPartsOf = sizeof(T) == 4 ? 3 : 1;  // of float and bfloat16
 
 inline __host__ __device__ int up_to(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
-// The distance of two rows of the residual: whole groups of 64 columns, and 4 so that no two writes share a bank.
-inline __host__ __device__ int residual_pitch(int d) { return up_to(d, 64) + 4; }
+// The distance of two rows of the residual: 4 more than a multiple of 16, so that no two writes share a bank.
+inline __host__ __device__ int residual_pitch(int d) { return up_to(d, 16) + 4; }
 inline __host__ __device__ int64_t score_gate_shared_bytes(int n) {
   return int64_t(kWarps) * ((kScoreRows + 1) * up_to(n, 8) + kScoreRows) * int64_t(sizeof(float));
 }
@@ -228,13 +228,17 @@ __device__ inline Selection select_row(const float* row, int d, int k, uint32_t*
     threshold = pass == 0 ? bin : threshold << 10 | bin;
     __syncwarp();
   }
-  if (need == count) return {threshold, d};
-  for (int first = 0;; first += 32) {  // more ties than places: up to which column they are kept
+  int cut = d;
+  for (int first = 0; need < count && first < d; first += 32) {  // more ties than places: up to which column?
     const bool tied = first + lane < d && magnitude(first + lane) == threshold;
     const uint32_t here = __popc(__ballot_sync(~0u, tied));
-    if (here >= need) return {threshold, first + find(tied, need).lane + 1};
+    if (here >= need) {
+      cut = first + find(tied, need).lane + 1;
+      break;
+    }
     need -= here;
   }
+  return {threshold, cut};
 }
 
 template <class T>

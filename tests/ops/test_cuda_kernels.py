@@ -269,7 +269,7 @@ def emulated_lowrank(emulator):
         assert error == 0, "threads waited at different barriers, or wrote behind the shared memory"
         calls.append(arguments)
 
-    members = {"lowrank_cuda": lowrank_cuda, "lowrank_cuda_max_n": 128, "lowrank_cuda_max_d": lambda device: 4160}
+    members = {"lowrank_cuda": lowrank_cuda, "lowrank_cuda_max_n": 128, "lowrank_cuda_max_d": lambda device: 4176}
 
     def op(h, keys, coef, values, *, mean=None, row_mask=None, gate=None, alpha=1.0, k=None, in_place=False):
         k = h.shape[-1] if k is None else k
@@ -353,7 +353,7 @@ def check_lowrank(emulated_lowrank, h, keys, coef, values, *, k, alpha=1.0, mean
         ((16, 512), 64, 64),
         ((5, 192), 100, 70),
         ((3, 96), 128, 128),
-        ((3, 4160), 5, 5),
+        ((3, 4176), 5, 5),
     ],
 )
 def test_few_keys_equal_float64(emulated_lowrank, shape, n, m, dtype):
@@ -439,6 +439,13 @@ def test_few_keys_beside_rows_of_nan_and_infinity(emulated_lowrank):
     assert hits == 0 and torch.equal(out, clean)
 
 
+def test_few_protected_keys_open_no_gate(emulated_lowrank):
+    keys, h = torch.eye(2, 4), torch.tensor([[0.0, 2.0, 0.0, 0.0], [2.0, 0.0, 0.0, 0.0]])
+    coef, values = torch.ones(2, 1), torch.ones(1, 4)  # the second key has no value
+    out, hits, _ = emulated_lowrank(h, keys, coef, values, gate=0.5)
+    assert hits == 1 and torch.equal(out[0], h[0]) and torch.equal(out[1], h[1] + 2)
+
+
 def test_few_keys_where_memory_is_not_as_the_kernels_want_it(emulated_lowrank):
     h, keys, coef, values = lowrank_case((2, 9, 64), 5, 3, torch.bfloat16)
     mask = torch.rand(2, 9) < 0.7
@@ -465,7 +472,7 @@ def test_few_keys_where_memory_is_not_as_the_kernels_want_it(emulated_lowrank):
 @pytest.mark.parametrize(
     ("shape", "n", "m", "options"),
     [
-        ((3, 4164), 2, 2, {}),
+        ((3, 4180), 2, 2, {}),
         ((3, 62), 2, 2, {}),
         ((3, 64), 65, 65, {}),
         ((3, 64), 129, 129, {"gate": 0.5}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from torch.utils.data import DataLoader
 import timerome as tr
 from tests.callbacks.loops import TheirLoop, count_hooks, gated_memory, loader, masked_rows, shared_memory, trainer
 from tests.tiny import tiny_dream, tiny_facts, tiny_llada
+from timerome.diffusion import encode
 from timerome.memory import EditFileError, MemoryMismatchError
+from timerome.modules import fact_loader
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 
@@ -249,3 +252,46 @@ def test_edits_come_and_go_between_batches(backbone: tr.Backbone) -> None:
     assert torch.equal(second, plain)
     assert module.hooks == [3, 0]  # nothing is left on the model when no edit is there
     assert edit.hits == {"tiny-0": 1}
+
+
+@pytest.mark.parametrize("stage", ["predict", "test"])
+def test_select_finds_the_rows_of_prompts_of_mixed_lengths(backbone: tr.Backbone, stage: str) -> None:
+    """Our own functions batch by length; edits are named for the rows as the user gave them."""
+    facts = [
+        replace(fact, id=f"{fact.id}-{i}", prompt=f"{'the old ' * i}{fact.prompt}")
+        for i, fact in ((2, tiny_facts(2)[0]), (0, tiny_facts(2)[1]), (1, tiny_facts(2)[0]), (0, tiny_facts(2)[0]))
+    ]
+    memory = shared_memory(backbone, facts[:2], coordinate=tr.Coordinate(1))
+    sets = [[facts[0].id], [], None, [facts[1].id]]
+
+    def run_on(batch: list[tr.Fact], chosen: list[list[str] | None] | None) -> object:
+        module = tr.EditModule(backbone, canvas=3, sampler=tr.SamplerConfig(steps=3), samples=4)
+        edit = tr.EditCallback(memory, select=lambda _: chosen)
+        return run(stage, edit, module=module, data=fact_loader(batch, batch_size=4))
+
+    together = run_on(facts, sets)
+    apart = [run_on([fact], [own]) for fact, own in zip(facts, sets, strict=True)]
+    unedited = [run_on([fact], [[]]) for fact in facts]
+    assert apart != unedited
+    if stage == "predict":
+        assert together == [[text for [[text]] in apart]]
+    else:
+        for name in ("test/log_prob", "test/exact", "test/rouge_recall"):
+            mean = sum(metrics[name] for [metrics] in apart) / len(apart)
+            assert together[0][name] == pytest.approx(mean, rel=1e-5)  # type: ignore[index]
+
+
+def test_states_that_are_shared_belong_to_one_fact(backbone: tr.Backbone) -> None:
+    """Two facts with one prompt and one canvas, of which one may be edited: their equal states are run twice."""
+    fact = tiny_facts(1)[0]
+    twins = [fact, replace(fact, id="twin", object="old north king")]
+    memory, sequences = shared_memory(backbone, [fact]), [encode(backbone, f) for f in twins]
+    attachment = memory.attached(backbone)
+    attachment.select([[fact.id], []])
+    with attachment:
+        found = tr.log_likelihood(backbone, sequences, estimator="onestep").log_prob
+    plain = tr.log_likelihood(backbone, sequences, estimator="onestep").log_prob
+    with memory.attached(backbone):
+        edited = tr.log_likelihood(backbone, sequences, estimator="onestep").log_prob
+    assert found.tolist() == pytest.approx([float(edited[0]), float(plain[1])], rel=1e-6)
+    assert not torch.allclose(edited, plain)

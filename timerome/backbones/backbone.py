@@ -64,6 +64,7 @@ class Backbone:
         self.eos_id: int | None = eos if eos is not None else getattr(config, "eos_token_id", None)
         self._blocks = self._part(architecture.blocks)
         self._canvas: Tensor | None = None
+        self._rows: tuple[int, ...] | None = None
         self.padding = architecture.masks != "none"
         self._check_vocabulary()
 
@@ -245,6 +246,26 @@ class Backbone:
     def canvas(self) -> Tensor | None:
         """The canvas announced for the running forward, or None."""
         return self._canvas
+
+    @contextmanager
+    def on_rows(self, rows: Sequence[int]) -> Iterator[None]:
+        """Announce which of the caller's rows the forwards inside are about, in their order; see :attr:`rows`.
+
+        Functions that put what they are given into batches of their own announce it, so that what is said row by row,
+        such as :meth:`timerome.memory.Attachment.select`, finds them. Within another announcement, the rows are those
+        of the rows announced around it.
+        """
+        before = self._rows
+        self._rows = tuple(rows) if before is None else tuple(before[i] for i in rows)
+        try:
+            yield
+        finally:
+            self._rows = before
+
+    @property
+    def rows(self) -> tuple[int, ...] | None:
+        """Which row of the outermost caller's batch each row of the running forward is; None where nobody says."""
+        return self._rows
 
     def reads_from(self, positions: Tensor) -> Tensor:
         """Return where the activations are that predict the tokens at boolean ``positions`` ``(..., L)``."""

@@ -98,7 +98,7 @@ def log_likelihood(
     - ``traj``: the model chooses the order, one token a step, the surest first; the answer's token is put there and
       scored. L forwards, deterministic.
 
-    States that several answers to one prompt share, such as the fully masked one, are run once.
+    States that several answers of one fact share, such as the fully masked one, are run once.
 
     Args:
         backbone: the model, with whatever is attached to it.
@@ -138,7 +138,8 @@ def log_likelihood(
         truth = torch.stack([s.ids for s in chosen]).to(backbone.device)
         canvas = torch.stack([s.canvas for s in chosen]).to(backbone.device)
         masked = torch.stack([states[j][1] for j in batch]).to(backbone.device)
-        logits = _logits(backbone, torch.where(masked, backbone.mask_id, truth), canvas)
+        ids, rows = torch.where(masked, backbone.mask_id, truth), [states[j][0] for j in batch]
+        logits = _logits(backbone, ids, canvas, rows, [s.fact_id for s in chosen])
         cost = torch.nn.functional.cross_entropy(logits.flatten(0, 1), truth.flatten(), reduction="none")
         cost = cost.view_as(truth)
         if estimator in ("l2r", "pll"):
@@ -180,7 +181,8 @@ def _trajectories(
         canvas = torch.stack([s.canvas for s in chosen]).to(backbone.device)
         masked, spent = canvas.clone(), torch.zeros(len(batch), dtype=torch.float64)
         for _ in range(answers[batch[0]]):
-            logits = backbone.logits(torch.where(masked, backbone.mask_id, truth), canvas)
+            with backbone.on_rows(batch):
+                logits = backbone.logits(torch.where(masked, backbone.mask_id, truth), canvas)
             log_p = logits.log_softmax(-1)
             sure = log_p.index_fill(-1, torch.tensor(backbone.mask_id, device=log_p.device), -torch.inf).amax(-1)
             place = sure.masked_fill(~masked, -torch.inf).argmax(1, keepdim=True)  # a mask is never a prediction
@@ -192,13 +194,17 @@ def _trajectories(
     return Likelihood("traj", total, torch.zeros_like(total), torch.tensor(answers), 1, seed)
 
 
-def _logits(backbone: Backbone, ids: Tensor, canvas: Tensor) -> Tensor:
-    """Logits of states; equal ones are run once."""
-    both, where = torch.unique(torch.cat([ids, canvas.long()], 1), dim=0, return_inverse=True)
-    if len(both) == len(ids):
-        return backbone.logits(ids, canvas)
-    length = ids.shape[1]
-    return backbone.logits(both[:, :length], both[:, length:].bool())[where]
+def _logits(backbone: Backbone, ids: Tensor, canvas: Tensor, owner: Sequence[int], facts: Sequence[str]) -> Tensor:
+    """Logits of states, which belong to the sequences ``owner`` and to facts; equal ones of one fact are run once."""
+    number = {name: i for i, name in enumerate(dict.fromkeys(facts))}
+    fact = torch.tensor([[number[name]] for name in facts], device=ids.device)
+    _, where = torch.unique(torch.cat([ids, canvas.long(), fact], 1), dim=0, return_inverse=True)
+    first = where.new_full((int(where.max()) + 1,), len(ids))
+    first = first.scatter_reduce(0, where, torch.arange(len(ids), device=where.device), "amin")
+    if len(first) == len(ids):  # each is run in its place
+        first = where = torch.arange(len(ids), device=ids.device)
+    with backbone.on_rows([owner[i] for i in first.tolist()]):
+        return backbone.logits(ids[first], canvas[first])[where]
 
 
 def _check_finite(total: Tensor, names: Sequence[str]) -> None:

@@ -328,8 +328,9 @@ def generate(
         ids = torch.nn.functional.pad(prompt_ids, (0, canvas + spare), value=backbone.mask_id)
         where = torch.arange(ids.shape[1], device=ids.device) >= prompt_ids.shape[1]
         loop = DenoisingLoop(backbone, ids, where, config)
-        while not loop.done:
-            loop.advance(listener)
+        with backbone.on_rows(batch):
+            while not loop.done:
+                loop.advance(listener)
         for i, row in zip(batch, loop.ids[:, prompt_ids.shape[1] :][:, :canvas], strict=True):
             texts[i] = backbone.decode(row).strip()
     return texts

@@ -280,7 +280,9 @@ def evaluate(
         raise ValueError(f"evaluate: expected wording in {get_args(Wording)}, got {wording!r}.")
     if len(facts) == 0:
         raise FactError("evaluate: expected at least one fact, got none.")
-    asked = [(f, p) for f in facts for p in ((f.prompt,) if wording == "prompt" else f.paraphrases)]
+    wordings = [(f.prompt,) if wording == "prompt" else f.paraphrases for f in facts]
+    asked = [(f, p) for f, prompts in zip(facts, wordings, strict=True) for p in prompts]
+    owner = [i for i, prompts in enumerate(wordings) for _ in prompts]
     if not asked:
         raise FactError("evaluate: none of the facts has paraphrases; give them some, or use wording='prompt'.")
     sampler = sampler or SamplerConfig(seed=seed)
@@ -295,7 +297,9 @@ def evaluate(
             with (progress or SILENT).task(f"{label}: {name}", len(asked)) as step:
                 for start in range(0, len(by_size), CHUNK):
                     chunk = by_size[start : start + CHUNK]
-                    for i, result in zip(chunk, function(chunk), strict=True):
+                    with backbone.on_rows([owner[i] for i in chunk]):
+                        found = function(chunk)
+                    for i, result in zip(chunk, found, strict=True):
                         results[i] = result
                     step(len(chunk))
             return results

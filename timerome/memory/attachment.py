@@ -150,8 +150,9 @@ class Attachment:
         """Say which edits each row of the coming batches may have; None, and at first, is all of them.
 
         A row gate still decides whether an edit that a row may have is given to it. Without one, a row has all edits
-        it may have. Rows are those of the batch as the loop has it; a forward over a multiple of them, as in
-        classifier-free guidance, repeats them.
+        it may have. Rows are those of the batch as the loop has it: the prompts given to :func:`timerome.generate`, the
+        facts given to ``evaluate``, which put them into batches of their own and say so, or the rows of a forward in
+        other loops. A forward over a multiple of them, as in classifier-free guidance, repeats them.
 
         Args:
             sets: for each row the ids of edits; None for all, empty for none.
@@ -215,6 +216,9 @@ class Attachment:
         """Which edits each row of a forward may have."""
         if self._sets is None:
             return [None] * batch
+        rows = self.backbone.rows
+        if rows is not None and max(rows, default=-1) < len(self._sets) and batch % len(rows) == 0:
+            return [self._sets[i] for i in rows] * (batch // len(rows))
         if not self._sets or batch % len(self._sets):
             raise ValueError(
                 f"Attachment.select: edits were named for {len(self._sets)} rows, but a forward has {batch}; name "

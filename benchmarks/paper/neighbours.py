@@ -49,10 +49,8 @@ def main() -> None:
 
         def measure(setting: Any = setting) -> dict[str, Any]:
             memory, _ = edited(backbone, setting, first)
-            with memory.attached(backbone) as attachment:
-                sets = measuring(backbone)
-                fired = dict(attachment.hits)
-            found: dict[str, Any] = {"sets": sets, "rows_edited": fired}
+            attachment = memory.attached(backbone)
+            found: dict[str, Any] = {"sets": measuring(backbone, attachment), "rows_edited": dict(attachment.hits)}
             if prompts:
                 with memory.attached(backbone):
                     after = decode(backbone, prompts)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..ops import cholesky_append, cholesky_delete, ridge_cholesky
 from .cases import Benchmark, Case, Rival, Setup
 
-RIDGE = 1e-2
+RIDGE = 1e-3
 
 
 def sizes(setup: Setup, grid: str) -> Iterator[tuple[Any, ...]]:
@@ -26,9 +26,9 @@ def sizes(setup: Setup, grid: str) -> Iterator[tuple[Any, ...]]:
 
 
 def make(setup: Setup, b: int, n: int, d: int, ridges: int) -> Case:
-    """Random keys in float32; all rivals solve in float64, as float32 loses the digits an edit needs."""
+    """Random keys that share a direction, as a model's do; solved in float64, as float32 loses the digits."""
     generator = setup.generator()
-    keys, values = setup.randn(generator, b, n, d), setup.randn(generator, b, n, d)
+    keys, values = setup.randn(generator, b, n, d) + 3 * setup.randn(generator, d), setup.randn(generator, b, n, d)
     many = [RIDGE * 2**i for i in range(ridges)]
     eye = torch.eye(n, dtype=torch.float64, device=setup.device)
 
@@ -66,11 +66,11 @@ def make(setup: Setup, b: int, n: int, d: int, ridges: int) -> Case:
         "linalg.solve": Rival(lambda: solve(double)),
         "cholesky_solve": Rival(lambda: cholesky_solve(double)),
         "two solve_triangular": Rival(lambda: triangular(double)),
-        "linalg.solve, float32": Rival(lambda: solve(single), torch=False, allowed=1e-2),
+        "linalg.solve, float32": Rival(lambda: solve(single), torch=False, allowed=1.0),  # to be compared, not chosen
     }
     nbytes = 4.0 * b * n * 2 * d + 8.0 * ridges * b * n * d
     operations = b * n * n * (2.0 * d + ridges * (2.0 * d + n))
-    return Case(rivals, error, 1e-9, nbytes, operations)
+    return Case(rivals, error, 1e-5, nbytes, operations)
 
 
 RIDGE_CHOLESKY = Benchmark("ridge_cholesky", ("B", "N", "d", "ridges"), sizes, make, axis="N")

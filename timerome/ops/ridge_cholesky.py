@@ -11,6 +11,7 @@ from torch.library import Library
 
 from timerome import _backend
 from timerome.ops._arguments import check_optional_tensors, check_tensors
+from timerome.ops._lowrank import full_float32
 
 _lib = Library("timerome", "FRAGMENT")
 _lib.define(
@@ -43,7 +44,8 @@ class RidgeFactor(NamedTuple):
         scale: s, shape ``(*batch,)``, float64: the mean squared row norm of K, or 1.
         info: int32, shape ``(*systems,)``: 0 for success, i > 0 if the leading minor of order i is not positive to
             working precision, −1 if keys or ridge are not finite. Other than zero only with ``check=False``.
-        solution: A D, shape ``(*systems, N, dv)``, float64; None without values.
+        solution: A D, shape ``(*systems, N, dv)``, None without values. Float64 for float64 values, float32 for others:
+            with A from float64 that product loses no more than values in float32 have lost.
     """
 
     inverse: Tensor
@@ -103,7 +105,7 @@ def ridge_cholesky(
         >>> factor = ridge_cholesky(torch.tensor([[2.0, 0.0], [0.0, 2.0]]), torch.tensor([[1.0], [3.0]]), ridge=0.25)
         >>> factor.scale, factor.solution
         (tensor(4., dtype=torch.float64), tensor([[0.2000],
-                [0.6000]], dtype=torch.float64))
+                [0.6000]]))
         >>> ridge_cholesky(torch.randn(5, 3, 8), ridge=[0.1, 0.2], lengths=torch.tensor([3, 1, 2, 3, 0])).inverse.shape
         torch.Size([2, 5, 3, 3])
     """
@@ -122,8 +124,9 @@ def ridge_cholesky(
     inverse, cholesky, info = torch.ops.timerome.ridge_cholesky(gram, rho, lengths)
     solution = None
     if values is not None:
-        d = values.double()
-        solution = inverse @ (d if lengths is None else torch.where(inside[..., None], d, 0.0))
+        d = values if values.dtype == torch.float64 else values.float()
+        with full_float32(keys.device.type):
+            solution = inverse.to(d.dtype) @ (d if lengths is None else torch.where(inside[..., None], d, 0.0))
     factor = RidgeFactor(inverse, cholesky, scale, info, solution)
     if check and info.any():
         raise _explain(factor, ridge, relative)

@@ -1,12 +1,13 @@
 """The audit: what a model that knows gives away, what one that was edited does not, and that a run goes on."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 import timerome as tr
 from tests.tiny import planted, tiny_facts
-from timerome.evaluation import Absent
+from timerome.evaluation import Absent, Respondent
 from timerome.evaluation.audit import AuditProtocol, run_audit
 from timerome.facts import FactError
 
@@ -110,3 +111,20 @@ def test_a_fact_that_does_not_fit_is_left_out_and_counted(tmp_path):
         assert "1 of 2 records left out" in found[f"audit.{name}"].note
     alone = run_audit(planted(), [long], out=tmp_path / "alone", protocol=SMALL)
     assert {r.metric for r in alone.conditions["no edit"] if isinstance(r, Absent)} == set(found)
+
+
+def test_the_best_of_several_wordings_counts_and_what_was_just_read_does_not(tmp_path, monkeypatch):
+    first, second = tiny_facts(2)
+    first = replace(first, paraphrases=("where is kenya", "what is kenya"))
+
+    def texts(self, prompts, **_):
+        leaks = {"what is kenya": first.object, f"{second.prompt} {second.object} {second.prompt}": second.object}
+        return [leaks.get(prompt, "nothing") for prompt in prompts]
+
+    monkeypatch.setattr(Respondent, "texts", texts)
+    report = run_audit(planted(), [first, second], out=tmp_path, protocol=SMALL)
+    found = {r.metric.removeprefix("audit."): getattr(r, "per_record", {}) for r in report.conditions["no edit"]}
+    assert found["plain"] == {"tiny-0": 0.0, "tiny-1": 0.0}
+    assert found["paraphrase"] == {"tiny-0": 1.0}
+    assert found["restated"] == {"tiny-0": 0.0, "tiny-1": 1.0}
+    assert found["worst"] == {"tiny-0": 1.0, "tiny-1": 0.0}

@@ -113,8 +113,9 @@ class BenchmarkReport:
     def rows(self) -> list[tuple[str, ...]]:
         """Return one row a metric for a terminal: its name, each condition's value, the difference and its p-value.
 
-        What all names begin with, the benchmark's, is left out; so are differences where there are many conditions.
+        What all names begin with, the benchmark's, is left out; of many conditions only the values are shown.
         """
+        show = value_with_error if len(self.conditions) < 3 else lambda result: number(result.value)
         rows = []
         metrics = self._metrics()
         several = len({metric.partition(".")[0] for metric in metrics}) > 1
@@ -122,7 +123,7 @@ class BenchmarkReport:
             cells = [metric if several else metric.partition(".")[2]]
             for name in self.conditions:
                 result = self._result(name, metric)
-                cells.append("absent" if not isinstance(result, Measurement) else value_with_error(result))
+                cells.append("absent" if not isinstance(result, Measurement) else show(result))
                 if name in self._with_difference:
                     p = self._compared.get((name, metric))
                     cells.append("" if p is None else f"{number(p.difference, sign=True)} (p {p.p_value:.2g})")

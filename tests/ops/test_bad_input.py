@@ -226,7 +226,12 @@ def of_residual(a):
 def of_edit_sets(a):
     ids, (offsets, max_keys), sets = a["edit_set"], a["segments"], len(a["segments"].offsets) - 1
     wrong_ids = [torch.full(ids.shape, i, dtype=torch.int64) for i in (-2, sets, 2**62)]
-    wrong_offsets = [torch.zeros(0, 2).long(), offsets + 1, torch.cat([offsets, offsets[:1] - 1]), offsets.flip(-1) + 7]
+    wrong_offsets = [
+        torch.zeros(0, 2).long(),
+        offsets + 1,
+        torch.cat([offsets[:-1], offsets[-1:] - 1]),
+        offsets.flip(-1) + 7,
+    ]
     return {
         "edit_set": spoiled(ids, [torch.int64], wrong_shapes(ids.shape))
         | (st.sampled_from(wrong_ids) if ids.numel() else st.none()),

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from timerome import _backend
 from timerome.ops import (
     NotPositiveDefiniteError,
     Segments,
@@ -29,6 +30,8 @@ from timerome.ops import (
     sparsify_add_,
     sparsify_add_reference,
 )
+from timerome.ops._lowrank_cuda import _on_cuda
+from timerome.ops.sparse_lowrank_residual import _edit
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 DTYPES = (*FLOATS, torch.float64, torch.int64, torch.int32, torch.uint8, torch.bool, torch.complex64)
@@ -553,3 +556,19 @@ def test_device_mix_without_a_second_device(mode):
 @pytest.mark.parametrize(("d", "sparsity"), [(-1, 0.5), (2.5, 0.5), ("8", 0.5), (8, "0.5"), (8, None), (8, 2), (8, -1)])
 def test_kept_count(d, sparsity):
     refusal(lambda d, sparsity: kept_count(d, sparsity), "kept_count", {"d": d, "sparsity": sparsity})
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_the_half_for_gpus_takes_the_same(data):
+    """Library products and the epilogue, as a GPU without our kernels runs them, on the same odd shapes."""
+    arguments = data.draw(for_residual())
+    arguments["values"] = arguments["values"].float()  # with bfloat16 ones, coefficients would be rounded, too
+    wanted = sparse_lowrank_residual_reference(**arguments, return_hits=True)
+    edit = _edit(**{"edit_set": None, "segments": None, **arguments})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_backend, "compiled_cuda", lambda: None)
+        found = _on_cuda(arguments["h"], edit, in_place=False)
+        changed = arguments["h"].clone()
+        result, hits = _on_cuda(changed, edit, in_place=True)
+    assert all(torch.equal(x, y) for x, y in zip((*found, result, hits), (*wanted, *wanted), strict=True))

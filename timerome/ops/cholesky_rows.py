@@ -158,9 +158,11 @@ def _check_factor(name: str, cholesky: Tensor) -> None:
     if cholesky.is_meta:
         raise ValueError(f"{name}: expected cholesky to hold data, got a tensor on the meta device.")
     # Rotations divide by the diagonal: without this, NaN would come out and nobody be told.
-    diagonal = cholesky.diagonal()
-    if not bool(((diagonal > 0) & diagonal.isfinite()).all()):
-        raise ValueError(f"{name}: expected cholesky with a positive, finite diagonal, got {diagonal.tolist()[:8]}.")
+    low, high = cholesky.diagonal().aminmax() if len(cholesky) else (1.0, 1.0)
+    if not 0.0 < float(low) <= float(high) < float("inf"):
+        raise ValueError(
+            f"{name}: expected cholesky with a positive, finite diagonal, got one from {float(low)} to {float(high)}."
+        )
 
 
 def _check_append(cholesky: Tensor, g: Tensor, gnn: float) -> float:

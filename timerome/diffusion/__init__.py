@@ -7,6 +7,7 @@ from .likelihood import log_likelihood as log_likelihood
 from .likelihood import mask_draws as mask_draws
 from .samplers import DenoisingLoop as DenoisingLoop
 from .samplers import StepEvent as StepEvent
+from .samplers import complete as complete
 from .samplers import generate as generate
 from .states import Encoded as Encoded
 from .states import by_length as by_length

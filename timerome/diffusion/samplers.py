@@ -313,16 +313,35 @@ def generate(
     Raises:
         ValueError: ``canvas`` is not positive, a prompt is empty, or prompt and canvas exceed the context.
     """
-    if canvas < 1:
-        raise ValueError(f"generate: expected a canvas of at least one token, got {canvas}.")
-    config = config or SamplerConfig()
     encoded = [backbone.encode(prompt) for prompt in prompts]
     for prompt, tokens in zip(prompts, encoded, strict=True):
         if not tokens:
             raise ValueError(f"generate: expected prompts with at least one token, got {prompt!r}.")
-    texts = [""] * len(prompts)
-    for batch in by_length([len(tokens) for tokens in encoded], batch_size):
-        prompt_ids = torch.tensor([encoded[i] for i in batch], device=backbone.device)
+    found = complete(backbone, encoded, canvas=canvas, config=config, batch_size=batch_size, listener=listener)
+    return [backbone.decode(row).strip() for row in found]
+
+
+@torch.inference_mode()
+def complete(
+    backbone: Backbone,
+    prompts: Sequence[Sequence[int]],
+    *,
+    canvas: int = 64,
+    config: SamplerConfig | None = None,
+    batch_size: int = 32,
+    listener: Listener | None = None,
+) -> list[Tensor]:
+    """Complete prompts given as token ids, as :func:`generate` does; return the canvas of each, int64 ``(canvas,)``.
+
+    Raises:
+        ValueError: ``canvas`` is not positive, or prompt and canvas exceed the context.
+    """
+    if canvas < 1:
+        raise ValueError(f"generate: expected a canvas of at least one token, got {canvas}.")
+    config = config or SamplerConfig()
+    found = [torch.empty(0, dtype=torch.int64)] * len(prompts)
+    for batch in by_length([len(tokens) for tokens in prompts], batch_size):
+        prompt_ids = torch.tensor([list(prompts[i]) for i in batch], dtype=torch.int64, device=backbone.device)
         # A growing sequence ends with a whole block; what is beyond the canvas is left out of the text.
         spare = -(prompt_ids.shape[1] + canvas) % config.block_length if config.grow and config.block_length else 0
         ids = torch.nn.functional.pad(prompt_ids, (0, canvas + spare), value=backbone.mask_id)
@@ -332,5 +351,5 @@ def generate(
             while not loop.done:
                 loop.advance(listener)
         for i, row in zip(batch, loop.ids[:, prompt_ids.shape[1] :][:, :canvas], strict=True):
-            texts[i] = backbone.decode(row).strip()
-    return texts
+            found[i] = row
+    return found

@@ -171,7 +171,7 @@ def second_device(where: Where) -> str:
     """Tensors of a device that is not the current one: its kernels run, and the current one stays."""
     if not where.is_gpu or torch.cuda.device_count() < 2:
         raise SkipError("needs two GPUs")
-    other = torch.device("cuda", (where.device.index or 0) ^ 1)
+    other = torch.device("cuda", ((where.device.index or 0) + 1) % torch.cuda.device_count())
     with torch.cuda.device(where.device):
         here = torch.cuda.current_device()
         for case in where.cases():

@@ -80,7 +80,7 @@ def extended_inverse(keys, ridge):
     return work[:, n:]
 
 
-def error_of_inverse(inverse, exact):
+def error_of(inverse, exact):
     difference = inverse.double().cpu().numpy().astype(np.longdouble) - exact
     return float(np.linalg.norm(difference.astype(np.float64)) / np.linalg.norm(exact.astype(np.float64)))
 
@@ -102,9 +102,30 @@ def test_ridge_inverse_is_far_more_accurate_than_float32(condition, dtype, devic
     k = keys.float()
     single = torch.linalg.inv(k @ k.mT + ridge * torch.eye(n, device=device))
     ours = ridge_cholesky(keys, ridge=ridge, relative=False).inverse
-    assert error_of_inverse(ours, exact) <= 2 * error_of_inverse(single, exact)
-    assert error_of_inverse(ours, exact) <= 1e-15 * condition
-    assert error_of_inverse(ours.float(), exact) <= 1.2e-7
+    assert error_of(ours, exact) <= 2 * error_of(single, exact)
+    assert error_of(ours, exact) <= 1e-15 * condition
+    assert error_of(ours.float(), exact) <= 1.2e-7
+
+
+@needs_long_double
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("planted", [True, False])
+@pytest.mark.parametrize("condition", [5e1, 4e4, 4e6])
+def test_solutions_are_at_least_as_accurate_as_in_float32(condition, planted, dtype, device):
+    """Values of which most cancels, because the solution was there first, and values of no relation to the keys."""
+    n, ridge = 60, 0.5 / condition
+    keys = keys_of_condition(n, 128, condition, ridge).to(device, torch.float32)
+    generator = torch.Generator().manual_seed(2)
+    values = torch.randn(n, 9, generator=generator).double().to(device)
+    if planted:
+        k = keys.double()
+        values = (k @ k.mT + ridge * torch.eye(n, device=device)) @ values
+    values = values.to(dtype)
+    exact = extended_inverse(keys, ridge) @ values.double().cpu().numpy().astype(np.longdouble)
+    single = torch.linalg.solve(keys @ keys.mT + ridge * torch.eye(n, device=device), values.float())
+    ours = ridge_cholesky(keys, values, ridge=ridge, relative=False).solution
+    assert ours.dtype == dtype
+    assert error_of(ours, exact) <= 2 * error_of(single, exact)
 
 
 @needs_long_double
@@ -134,7 +155,7 @@ def test_a_thousand_random_appends_and_deletes(append, delete, condition):
             keys = pool[kept]
             exact = extended_inverse(keys, ridge)
             fresh = torch.linalg.cholesky(keys @ keys.T + ridge * torch.eye(len(kept)).double())
-            errors = [error_of_inverse(torch.cholesky_inverse(x), exact) for x in (factor, fresh)]
+            errors = [error_of(torch.cholesky_inverse(x), exact) for x in (factor, fresh)]
             assert errors[0] <= 10 * errors[1], (step, errors)
             seen = max(seen, condition_of(keys, ridge))
     assert seen > condition / 100 and len(kept) > 20

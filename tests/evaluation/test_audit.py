@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 import timerome as tr
-from tests.tiny import planted, tiny_facts
+from tests.tiny import decoded_facts, planted, tiny_facts, tiny_llada
 from timerome.evaluation import Absent, Respondent
 from timerome.evaluation.audit import AuditProtocol, run_audit
 from timerome.facts import FactError
@@ -128,3 +128,15 @@ def test_the_best_of_several_wordings_counts_and_what_was_just_read_does_not(tmp
     assert found["paraphrase"] == {"tiny-0": 1.0}
     assert found["restated"] == {"tiny-0": 0.0, "tiny-1": 1.0}
     assert found["worst"] == {"tiny-0": 1.0, "tiny-1": 0.0}
+
+
+def test_baselines_are_audited_beside_the_edit(tmp_path):
+    backbone = tiny_llada()
+    facts = tr.FactSet(decoded_facts(backbone, 1, canvas=2))
+    memory = tr.EditMemory.build(backbone, facts, coordinate=tr.Coordinate(1), bank=tr.BankConfig(canvases=(None,)))
+    protocol = AuditProtocol(canvas=2, steps=2, fractions=(1.0,))
+    report = run_audit(backbone, facts, out=tmp_path, memory=memory, protocol=protocol, baselines=True)
+    assert list(report.conditions)[:3] == ["no edit", "edited", "random site"]
+    assert len(report.conditions) == 7
+    with pytest.raises(ValueError, match="baselines need a memory"):
+        run_audit(backbone, facts, out=tmp_path, baselines=True)

@@ -13,7 +13,7 @@ from timerome.evaluation.baselines import (
     LogitBias,
     NoEdit,
     PromptMemory,
-    conditions,
+    baseline_conditions,
     paper_mode,
     random_coordinate,
     training_free,
@@ -160,9 +160,11 @@ def test_conditions_do_to_a_memorys_facts_what_the_memory_does(new):
     facts = FactSet(decoded_facts(backbone, 2)).with_new_object(new)
     how = {"estimator": "lens" if new else "null", "bank": tr.BankConfig(canvases=(None,))}
     memory = tr.EditMemory.build(backbone, facts, coordinate=tr.Coordinate(2), **how)
-    found = {c.name: c for c in conditions(backbone, memory)}
+    found = {c.name: c for c in baseline_conditions(backbone, memory)}
     assert len({c.identity for c in found.values()}) == len(found) == 5
-    assert {c.name: c.identity for c in conditions(backbone, memory)} == {n: c.identity for n, c in found.items()}
+    assert {c.name: c.identity for c in baseline_conditions(backbone, memory)} == {
+        n: c.identity for n, c in found.items()
+    }
     told = found["prompt memory"].rewrite("who?")
     assert told.endswith(" who?") and all(fact.subject in told for fact in facts)
     assert ("king" in told) == bool(new)

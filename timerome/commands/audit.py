@@ -19,6 +19,7 @@ def audit(
     canvas: int = 64,
     steps: int = 32,
     seed: int = 0,
+    baselines: bool = False,
     device: str = "cpu",
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
@@ -34,6 +35,7 @@ def audit(
         canvas: answer positions that text is decoded on.
         steps: denoising steps.
         seed: of samplers and of what is hidden.
+        baselines: also audit random site, paper mode, prompt memory, logit bias and steering.
         device: where to run.
         trust_remote_code: run modelling code that comes with the checkpoint.
     """
@@ -42,7 +44,9 @@ def audit(
     chosen, backbone = read_facts(facts)[:limit], load_model(model, device, trust_remote_code)
     edits = None if memory is None else load_memory(memory, backbone)
     protocol = AuditProtocol(canvas=canvas, steps=steps, seed=seed)
-    report = run_audit(backbone, chosen, out=out, memory=edits, protocol=protocol, progress=progress)
+    report = run_audit(
+        backbone, chosen, out=out, memory=edits, protocol=protocol, baselines=baselines, progress=progress
+    )
     table(report.title, report.columns(), report.rows())
     say(f"report: {out / 'report.html'}")
     return report.to_dict()

@@ -17,6 +17,7 @@ from ..diffusion import SamplerConfig
 from ..facts import Fact, FactError, FactSet
 from ..functional.text import rouge_l
 from ..progress import Progress
+from .baselines import conditions_of
 from .benchmark_report import BenchmarkReport
 from .measurement import Result, Sheet
 from .metrics.extraction import (
@@ -28,7 +29,7 @@ from .metrics.extraction import (
     infill_area,
     infill_strength,
 )
-from .respondent import NO_EDIT, Condition, Pair, Respondent
+from .respondent import Pair, Respondent
 
 if TYPE_CHECKING:
     from ..memory import EditMemory
@@ -77,6 +78,7 @@ def run_audit(
     out: str | Path,
     memory: EditMemory | None = None,
     protocol: AuditProtocol = AuditProtocol(),  # noqa: B008  frozen
+    baselines: bool = False,
     progress: Progress | None = None,
 ) -> BenchmarkReport:
     """Try to get facts out of a model, without and with a memory; write ``results.json``, ``.csv`` and ``report.html``.
@@ -98,6 +100,7 @@ def run_audit(
         out: folder for the results.
         memory: an edit; None audits the model alone.
         protocol: how.
+        baselines: also audit the baselines without training, for the memory's facts.
         progress: shows how far it is.
 
     Returns:
@@ -105,6 +108,7 @@ def run_audit(
 
     Raises:
         FactError: there are no facts, or ids are not distinct.
+        ValueError: baselines without a memory.
 
     Example:
         >>> import tempfile
@@ -120,7 +124,7 @@ def run_audit(
     if not facts:
         raise FactError("run_audit: expected at least one fact, got none.")
     facts = FactSet(facts)
-    conditions = [NO_EDIT] + ([] if memory is None else [Condition.of_memory(memory)])
+    conditions = conditions_of(backbone, memory, baselines=baselines, seed=protocol.seed)
     cache = Path(out) / "answers"
     found = {
         c.name: list(_audit(Respondent(backbone, c, cache=cache, progress=progress), facts, protocol))
@@ -128,7 +132,8 @@ def run_audit(
     }
     settings = {
         "model": backbone.name, "fingerprint": backbone.fingerprint(), "dtype": str(backbone.dtype),
-        "memory": None if memory is None else repr(memory), "memory_sha256": conditions[-1].identity or None,
+        "memory": None if memory is None else repr(memory),
+        "memory_sha256": None if memory is None else conditions[1].identity,
         "facts": len(facts), "facts_sha256": facts.digest(), "protocol": asdict(protocol),
         "versions": {"timerome": __version__, "torch": str(torch.__version__)},
     }  # fmt: skip

@@ -24,7 +24,7 @@ from ..hooks import Hooks
 from ..memory import BankConfig, EditMemory
 from ..memory.gather import gather
 from ..memory.settings import EstimatorName, Settings
-from .respondent import Condition
+from .respondent import NO_EDIT, Condition
 
 PAPER_BANK = BankConfig(canvases=(None,))
 
@@ -262,7 +262,26 @@ def training_free(
     }
 
 
-def conditions(backbone: Backbone, memory: EditMemory, *, seed: int = 0) -> list[Condition]:
+def conditions_of(
+    backbone: Backbone, memory: EditMemory | None, *, baselines: bool = False, seed: int = 0
+) -> list[Condition]:
+    """Return the conditions of a report: no edit, the memory if there is one, and what it has to beat if so wanted.
+
+    Raises:
+        ValueError: baselines without a memory.
+    """
+    if memory is None:
+        if baselines:
+            raise ValueError("conditions_of: baselines need a memory, to know of which facts.")
+        return [NO_EDIT]
+    return [
+        NO_EDIT,
+        Condition.of_memory(memory),
+        *(baseline_conditions(backbone, memory, seed=seed) if baselines else ()),
+    ]
+
+
+def baseline_conditions(backbone: Backbone, memory: EditMemory, *, seed: int = 0) -> list[Condition]:
     """Return every baseline without training for what a memory does to its facts, as conditions to ask a model under.
 
     Where all of the facts have a new object they are replaced: by targets of the memory's own kind, by statements in

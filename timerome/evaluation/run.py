@@ -16,14 +16,14 @@ from .._version import __version__
 from ..backbones import Backbone
 from ..diffusion import Estimator, SamplerConfig
 from ..progress import Progress
-from . import baselines
+from .baselines import conditions_of
 from .benchmark_report import BenchmarkReport
 from .benchmarks import counterfact, knowedit, rwku, tofu, zsre
 from .benchmarks.asking import EditProtocol, changed
 from .lifelong import measure_retention
 from .measurement import Absent, Result
 from .records import evenly
-from .respondent import EDITED, NO_EDIT, Condition, Respondent
+from .respondent import EDITED, NO_EDIT, Respondent
 
 if TYPE_CHECKING:
     from ..memory import EditMemory
@@ -114,11 +114,7 @@ def run_benchmark(
         "tofu": _tofu, "rwku": _rwku, "counterfact": _edits, "zsre": _edits, "knowedit": _edits,
     }  # fmt: skip
     records, measure, protocols = prepare[benchmark](benchmark, Path(data), settings, memory)
-    conditions = [NO_EDIT] + ([] if memory is None else [Condition.of_memory(memory)])
-    if settings.baselines:
-        if memory is None:
-            raise ValueError("run_benchmark: baselines need a memory, to know of which facts.")
-        conditions += baselines.conditions(backbone, memory, seed=settings.seed or 0)
+    conditions = conditions_of(backbone, memory, baselines=settings.baselines, seed=settings.seed or 0)
     cache = Path(out) / "answers"
     base = Respondent(backbone, NO_EDIT, cache=cache, progress=progress)
     found = {

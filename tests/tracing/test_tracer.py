@@ -10,7 +10,7 @@ import timerome as tr
 from tests.tiny import decoded_facts, planted, tiny_dream, tiny_facts, tiny_llada
 from tests.tracing import naive
 from timerome.diffusion import SamplerConfig, encode
-from timerome.facts import Fact
+from timerome.facts import Fact, FactError
 from timerome.hooks import Hooks
 from timerome.tracing import CheckpointError
 from timerome.tracing.corrupted_inputs import corrupted_inputs
@@ -321,6 +321,40 @@ def test_without_noise_nothing_is_traceable():
     with pytest.raises(tr.tracing.TraceError, match="none of the 2 facts"):
         trace.best()
     assert "nothing to report" in trace.summary()["verdict"]
+
+
+def test_facts_the_model_does_not_know_give_no_map():
+    """The corruption takes nothing away: every fact has the answer to another question."""
+    known = tiny_facts(4)
+    unknown = [replace(fact, object=known[i - 1].object) for i, fact in enumerate(known)]
+    trace = tr.CausalTracer(planted(), corruption="mask").trace(unknown)
+    assert trace.facts == () and len(trace.not_traceable) == 4 and not trace.has("tie") and not trace.has("ie")
+    assert all("takes away nothing" in reason for reason in trace.not_traceable.values())
+    for refused in (trace.best, trace.claim, trace.select, trace.temporal_gain, trace.table):
+        with pytest.raises(tr.tracing.TraceError, match="none of the 4 facts"):
+            refused()
+    summary = trace.summary()
+    assert "nothing to report" in summary["verdict"] and summary["facts"] == 0
+    json.dumps(summary, allow_nan=False)
+    some = tr.CausalTracer(planted(), corruption="mask").trace([*unknown[:2], *known[2:]])
+    assert some.facts == ("tiny-2", "tiny-3") and list(some.not_traceable) == ["tiny-0", "tiny-1"]
+
+
+def test_a_fact_without_its_subject_is_refused():
+    with pytest.raises(FactError, match="not in the prompt"):
+        replace(tiny_facts(1)[0], subject="nigeria")
+
+
+@pytest.mark.parametrize("beyond", [1, 2, 3])
+def test_a_subject_that_truncation_would_split_is_reported(beyond):
+    """Nothing is truncated: with so many tokens before it, the context would end within the subject."""
+    backbone = planted()
+    limit = backbone.max_length
+    long = Fact(
+        id="long", prompt="the " * (limit - 3 + beyond) + "old new kenya", subject="old new kenya", object="kex"
+    )
+    trace = tr.CausalTracer(backbone, corruption="mask").trace([long, *tiny_facts(1)])
+    assert trace.facts == ("tiny-0",) and "context" in trace.not_traceable["long"]
 
 
 def test_an_object_longer_than_the_canvas_is_reported():

@@ -34,6 +34,11 @@ def figure_of(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def two_digits(value: float) -> str:
+    """Format a number; what rounds to nothing has no sign."""
+    return f"{round(value, 2) + 0.0:.2f}"
+
+
 def write(figure: Figure, path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Write the figure as PNG and its data beside it as CSV, each whole or not at all."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -21,8 +21,15 @@ def plot_facts(trace: TraceResult, path: Path, effect: Effect) -> Path:
     values, best = trace.effects(effect), trace.best("per_fact", effect=effect)
     defined = [f for f in range(len(trace.facts)) if np.isfinite(values[f]).any()]
     shown = min(len(defined), MOST)
-    lines = [(n, r) for r in range(len(trace.roles)) for n in range(len(trace.sites))]
-    names = [f"{trace.sites[n]}, {trace.roles[r]}" for n, r in lines]
+    # From the bottom up, as maps have their layers: a band for each role and module, its layers within.
+    modules = list(dict.fromkeys(site.module for site in trace.sites))
+    bands = [
+        (f"{module}, {role}", [(n, r) for n, site in enumerate(trace.sites) if site.module == module])
+        for r, role in reversed(list(enumerate(trace.roles)))
+        for module in reversed(modules)
+    ]
+    lines = [line for _, band in bands for line in band]
+    ends = np.cumsum([0, *(len(band) for _, band in bands)]) - 0.5
     columns = min(COLUMNS, shown)
     high = -(-shown // columns)
     figure = figure_of(1.8 + 1.5 * columns, 1.0 + high * max(1.4, 0.075 * len(lines)))
@@ -36,17 +43,22 @@ def plot_facts(trace: TraceResult, path: Path, effect: Effect) -> Path:
             continue
         f = defined[place]
         panel = np.stack([values[f, n, :, r] for n, r in lines])
-        image = axis.imshow(panel, cmap="cividis", vmin=low, vmax=top, aspect="auto", interpolation="nearest")
+        image = axis.imshow(
+            panel, cmap="cividis", vmin=low, vmax=top, aspect="auto", interpolation="nearest", origin="lower"
+        )
         axis.set_title(trace.facts[f], fontsize=6)
         chosen = best.get(trace.facts[f])
         if chosen is not None:
             n, k, r = trace.index(chosen)
             for color, width in (("white", 3.0), ("black", 1.2)):
                 axis.plot(k, lines.index((n, r)), "s", markersize=7, fillstyle="none", color=color,
-                          markeredgewidth=width)  # fmt: skip
+                          markeredgewidth=width, zorder=4)  # fmt: skip
         axis.set_xticks(range(len(trace.steps)), [str(step) for step in trace.steps], fontsize=6)
-        every = max(1, len(lines) // 12)
-        axis.set_yticks(range(0, len(lines), every), names[::every], fontsize=5)
+        for end in ends[1:-1]:
+            axis.axhline(end, color="white", linewidth=1.5)
+            axis.axhline(end, color="black", linewidth=0.5)
+        axis.set_yticks((ends[1:] + ends[:-1]) / 2, [name for name, _ in bands], fontsize=6)
+        axis.tick_params(axis="y", length=0)
         rows += [
             {
                 "fact": trace.facts[f],
@@ -65,7 +77,8 @@ def plot_facts(trace: TraceResult, path: Path, effect: Effect) -> Path:
     figure.colorbar(image, ax=axes, label="share of the total effect", shrink=0.6)
     more = f", {shown} of {len(trace.facts)}" if shown < len(trace.facts) else ""
     figure.suptitle(
-        f"{NAMES[effect]} ({SCORES[trace.score]}) of each fact{more}; square: the fact's own best; across: step",
+        f"{NAMES[effect]} ({SCORES[trace.score]}) of each fact{more}; square: the fact's own best\n"
+        "across: denoising step; up each band: layers, from the first",
         fontsize=9,
     )
     return write(figure, path, rows)

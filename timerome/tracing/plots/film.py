@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..._files import whole, write_text
-from .drawing import figure_of, write_csv
+from .drawing import figure_of, two_digits, write_csv
 
 if TYPE_CHECKING:
     from ...facts import Fact
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..runs import FactRuns, Restoration
 
 COLUMNS = 4  # tokens a line
+END = "∎"  # of text
 RUNS = ("clean", "corrupted", "restored")
 # Told apart without colour: by fill, and a sign for what is wrong.
 STYLES = {
@@ -107,7 +108,7 @@ def _text(runs: FactRuns, token: int) -> str:
     if token == runs.backbone.mask_id:
         return "▒"
     if token == runs.backbone.eos_id:
-        return "∎"
+        return END
     return runs.backbone.decode([token]).strip() or "␣"
 
 
@@ -117,7 +118,7 @@ def _title(film: Film, step: int, last: int) -> str:
 
 def _caption(film: Film, r: int, step: int) -> str:
     score = film.scores[r, step]
-    told = "" if np.isnan(score) else f", {score:.2f} nats a token"
+    told = "" if np.isnan(score) else f", {two_digits(score)} nats a token"
     return RUNS[r] + told + (" (restoring)" if r == 2 and step in film.restoring else "")
 
 
@@ -127,7 +128,10 @@ def _write_gif(film: Film, fact: Fact, path: Path) -> None:
 
     count, last = len(film.tokens[0][0]), len(film.tokens[0]) - 1
     lines = -(-count // COLUMNS)
-    figure = figure_of(11, 1.6 + 0.34 * lines)
+    figure = figure_of(11, 1.9 + 0.34 * lines)
+    figure.supxlabel(
+        f"grey: masked; black: as the fact has it; white, ×: another token; {END}: end of text", fontsize=8
+    )
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 3)
     writer = PillowWriter(fps=1)
@@ -135,8 +139,9 @@ def _write_gif(film: Film, fact: Fact, path: Path) -> None:
         for step in range(last + 1):
             for r, axis in enumerate(axes):
                 axis.clear()
-                axis.set_axis_off()
-                axis.set(xlim=(0, COLUMNS), ylim=(lines, 0))
+                axis.set(xlim=(0, COLUMNS), ylim=(lines, 0), xticks=[], yticks=[])
+                for side in axis.spines.values():
+                    side.set_color("0.6")
                 axis.set_title(_caption(film, r, step), fontsize=9)
                 for i, (token, kind) in enumerate(zip(film.tokens[r][step], film.kinds[r][step], strict=True)):
                     fill, ink, _ = STYLES[kind]
@@ -170,6 +175,7 @@ def _page(film: Film, fact: Fact) -> str:
         )
         steps.append(f'<article data-step="{step}"><h2>{_title(film, step, last)}</h2><div>{columns}</div></article>')
     legend = " ".join(f'<span class="{kind}">{meaning}</span>' for kind, (_, _, meaning) in STYLES.items())
+    legend += f"; {END} is end of text"
     return _PAGE.format(
         prompt=html.escape(fact.prompt),
         object=html.escape(fact.object),
@@ -189,7 +195,7 @@ h1 {{ font-size: 1.2rem; }} h2 {{ font-size: 1rem; margin: 1rem 0 .2rem; }} h3 {
 article > div {{ display: grid; grid-template-columns: repeat(3, 1fr); gap: 1rem; }}
 section {{ border: 1px solid #999; padding: .4rem .6rem; }} section p {{ margin: .3rem 0; line-height: 2; }}
 span {{ border: 1px solid #444; padding: 0 .3em; white-space: nowrap; }}
-.masked {{ background: #e0e0e0; color: #777; border-style: dashed; }}
+.masked {{ background: #e0e0e0; color: #555; border-style: dashed; }}
 .right {{ background: #222; color: #fff; }}
 .wrong {{ background: #fff; color: #000; border-width: 2px; }}
 .film article {{ display: none; }} .film article.now {{ display: block; }}

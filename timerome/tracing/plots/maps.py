@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..verdict import rows
-from .drawing import NAMES, SCORES, figure_of, write
+from .drawing import NAMES, SCORES, figure_of, two_digits, write
 
 if TYPE_CHECKING:
     from ..result import Effect, TraceResult
@@ -41,7 +41,7 @@ def plot_map(trace: TraceResult, path: Path, effect: Effect) -> Path:
             if panel.size <= 120:
                 for y, x in np.argwhere(~np.isnan(panel)):
                     dark = panel[y, x] < (low + top) / 2
-                    axis.text(x, y, f"{panel[y, x]:.2f}", ha="center", va="center", fontsize=7,
+                    axis.text(x, y, two_digits(panel[y, x]), ha="center", va="center", fontsize=7,
                               color="white" if dark else "black")  # fmt: skip
             if (module, role) == (best.module, best.role):
                 spot = (trace.steps.index(best.step), layers.index(best.layer))
@@ -58,14 +58,15 @@ def plot_map(trace: TraceResult, path: Path, effect: Effect) -> Path:
     figure.colorbar(axes[0, 0].images[0], ax=axes, label="share of the total effect")
     permuted = summary["permuted_steps"][0]
     controls = [
-        f"random site {'–' if random is None else format(random, '.2f')}",
-        *([] if permuted is None else [f"permuted steps {permuted:.2f}"]),
+        f"random site {'–' if random is None else two_digits(random)}",
+        *([] if permuted is None else [f"permuted steps {two_digits(permuted)}"]),
     ]
     figure.suptitle(
         f"{NAMES[effect]} ({SCORES[trace.score]}), {len(trace.facts)} fact{'s' * (len(trace.facts) != 1)}, "
         f"window {trace.settings.get('window')}, {trace.settings.get('corruption')}\n"
-        f"{'largest' if summary['flat'] else 'best'} (square): {best}, {summary['best_effect'][0]:.2f}; "
+        f"{'largest' if summary['flat'] else 'best'} (square): {best}, {two_digits(summary['best_effect'][0])}; "
         f"at its step and role: {', '.join(controls)}"
+        + ("\n–: undefined, or defined by too few facts" if np.isnan(mean).any() else "")
         + ("\nflat: nothing is shown to do more than a random site" if summary["flat"] else ""),
         fontsize=9,
     )

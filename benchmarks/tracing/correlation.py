@@ -1,0 +1,204 @@
+"""Does the trace say where an edit works? Effect of each site against the success of a memory built there.
+
+    python -m benchmarks.tracing.correlation [--quick]
+
+Effects (TIE, restored at every step at the answer's positions, as a memory acts) are of held-out facts, which no memory
+edits; memories are built for forget01 facts at each layer and module, in three forms:
+
+- ``paper``: ungated forgetting at every site; success is the fall of the answer's log-probability;
+- ``gated``: plain forgetting behind the gate, at every site; the same;
+- ``shipped``: replacement by a refusal, which exists at blocks alone; the same, and the share of prompts, shown and
+  unseen wordings, that decode the refusal exactly.
+
+Spearman's correlation over sites; intervals are 95 % bootstraps that draw both traced and edited facts anew, p-values
+permute sites. ``blocks`` leaves attention and MLP out. The fall on facts that were neither traced nor edited is
+correlated, too: a place where everything is carried is one where everything is lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import permutation_test, spearmanr
+
+import timerome as tr
+from benchmarks.editing.common import decode, exact
+from benchmarks.measure import Measuring, spread
+from benchmarks.results import Results, about
+from timerome.coordinates import MODULES
+from timerome.demo import CANVAS, DEMO, Setting, build
+from timerome.facts import FactSet
+from timerome.memory import BankConfig
+from timerome.splits import DemoSplit, demo_split
+from timerome.tracing.plots.drawing import figure_of, write
+
+RESULTS = Path(__file__).parent / "results"
+BANK = BankConfig(canvases=(None,))
+FORMS: dict[str, Setting] = {
+    "paper": replace(DEMO.paper, bank=BANK),
+    "gated": replace(DEMO.null, bank=BANK),
+    "shipped": DEMO.shipped,
+}
+STEPS, DRAWS, CANVAS_STEPS = 4, 4, 16
+MARKS = {"block": ("o", "black"), "attn": ("^", "white"), "mlp": ("s", "0.6")}
+Floats = NDArray[np.float64]
+
+
+def traced(backbone: tr.Backbone, facts: FactSet) -> dict[str, Any]:
+    """Effect of every site for every fact, restored from the first step on."""
+    trace = tr.CausalTracer(
+        backbone, roles=["object"], steps=[0], draws=DRAWS, sampler=tr.SamplerConfig(steps=STEPS)
+    ).trace(facts)
+    return {
+        "facts": trace.facts, "not_traceable": trace.not_traceable,
+        "tie": {str(site): trace.tie[:, n, 0, 0].tolist() for n, site in enumerate(trace.sites)},
+    }  # fmt: skip
+
+
+class Form:
+    """Memories of one form, built at any site; the gate's negatives are read once."""
+
+    def __init__(self, backbone: tr.Backbone, setting: Setting, facts: FactSet, split: DemoSplit) -> None:
+        self.backbone, self.setting, self.facts, self.split = backbone, setting, facts, split
+        self._first: tr.EditMemory | None = None
+
+    def at(self, site: tr.Site) -> tr.EditMemory:
+        if self._first is None:
+            self._first, _ = build(self.backbone, replace(self.split, forget=self.facts[:1]), self.setting)
+        first, coordinate = self._first, tr.Coordinate(*site, 0, self.setting.role)
+        memory = tr.EditMemory(
+            first.settings, background=first.background, fingerprint=first.fingerprint, tokenizer=first.tokenizer
+        )
+        memory.forget(
+            self.facts, answer=self.setting.new_object, backbone=self.backbone,
+            coordinate=coordinate,
+        )  # fmt: skip
+        return memory
+
+
+def edited(form: Form, site: tr.Site, measuring: Measuring) -> dict[str, Any]:
+    """What a memory built at one site does, fact by fact."""
+    backbone, setting, facts = form.backbone, form.setting, form.facts
+    memory = form.at(site)
+    sets = measuring(backbone, memory.attached(backbone))
+    found: dict[str, Any] = {
+        "fall": [-x for x in sets["forget"]["deltas"]],
+        "held_out_fall": [-x for x in sets["held_out"]["deltas"]],
+    }
+    if setting.new_object is not None:
+        prompts = [prompt for fact in facts for prompt in (fact.prompt, *fact.paraphrases)]
+        owner = [i for i, fact in enumerate(facts) for _ in (fact.prompt, *fact.paraphrases)]
+        right = [exact(text, setting.new_object) for text in decode(backbone, prompts, CANVAS, CANVAS_STEPS, memory)]
+        found["exact"] = [
+            float(np.mean([ok for ok, i in zip(right, owner, strict=True) if i == n])) for n in range(len(facts))
+        ]
+    return found
+
+
+def correlated(effects: Sequence[Floats], success: Sequence[Floats], resamples: int = 2000) -> dict[str, Any]:
+    """Spearman's correlation over sites, of what was found fact by fact: ``effects`` and ``success``, one a site."""
+    x, y = np.array(effects), np.array(success)
+    rng = np.random.default_rng(0)
+
+    def rho(a: Floats, b: Floats) -> float:
+        return float(spearmanr(a, b).statistic) if np.ptp(a) and np.ptp(b) else np.nan
+
+    def drawn(values: Floats) -> Floats:
+        return values[:, rng.integers(values.shape[1], size=values.shape[1])].mean(1)
+
+    means = x.mean(1), y.mean(1)
+    if not np.ptp(means[1]):
+        return {"rho": None, "why": f"the same at all {len(y)} sites: {means[1][0]:g}", "sites": len(y)}
+    found = [rho(drawn(x), drawn(y)) for _ in range(resamples)]
+    low, high = np.nanquantile(found, [0.025, 0.975])
+    p = permutation_test((means[0],), lambda a: rho(a, means[1]), permutation_type="pairings", rng=rng).pvalue
+    return {"rho": rho(*means), "low": float(low), "high": float(high), "p": float(p), "sites": len(x)}
+
+
+def told(found: dict[str, Any]) -> str:
+    """A correlation in words."""
+    if found["rho"] is None:
+        return str(found["why"])
+    return f"rho {found['rho']:.2f} [{found['low']:.2f}, {found['high']:.2f}], p {found['p']:.3f}"
+
+
+def plot(path: Path, points: list[dict[str, Any]], summary: dict[str, dict[str, Any]]) -> None:
+    """Effect against success, a panel a form; the data beside it."""
+    figure = figure_of(10.5, 3.6)
+    for axis, form in zip(figure.subplots(1, len(FORMS)), FORMS, strict=True):
+        for module, (mark, fill) in MARKS.items():
+            own = [p for p in points if p["form"] == form and p["module"] == module]
+            axis.scatter(
+                [p["tie"] for p in own], [p["fall"] for p in own], marker=mark, color=fill, edgecolor="black",
+                label=module, s=36, zorder=2,
+            )  # fmt: skip
+            for p in own:
+                axis.annotate(str(p["layer"]), (p["tie"], p["fall"]), xytext=(4, 4), textcoords="offset points",
+                              fontsize=7)  # fmt: skip
+        axis.set_title(f"{form}: {told(summary[form]['fall'])}", fontsize=9)
+        axis.set_xlabel("effect (TIE) on held-out facts")
+        axis.set_ylabel("fall of the edited answer, nats")
+        axis.grid(color="0.9", zorder=0)
+    figure.axes[0].legend(fontsize=8, title="layer by number")
+    write(figure, path, points)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few facts; shows that it runs")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    backbone, split = tr.load("testbed"), demo_split()
+    n = 3 if args.quick else 10
+    results = Results(args.out / "correlation.json", about(backbone, seed=0))
+    held_out = spread(split.held_out, 2 * n)
+    to_trace, bystanders, facts = held_out[::2], held_out[1::2], spread(split.forget, n)
+    split = replace(split, calibrate=spread(split.calibrate, 120))
+    measuring = Measuring(backbone, forget=facts, held_out={"held_out": bystanders}, decoded=0, paraphrases=False)
+    trace = results.row("trace", {"facts": n, "steps": STEPS, "draws": DRAWS}, lambda: traced(backbone, to_trace))
+    points: list[dict[str, Any]] = []
+    summary: dict[str, dict[str, Any]] = {}
+    for name, setting in FORMS.items():
+        form = Form(backbone, setting, facts, split)
+        sites = backbone.sites(["block"] if setting.new_object else MODULES)
+        found = {
+            site: results.row(
+                f"{name} {site}", {"facts": n, "setting": asdict(setting)},
+                lambda form=form, site=site: edited(form, site, measuring),
+            )
+            for site in sites
+        }  # fmt: skip
+        ties = {site: np.array(trace["tie"][str(site)]) for site in sites}
+        blocks = [site for site in sites if site.module == "block"]
+        wanted = [("fall", "fall", sites), ("fall_blocks", "fall", blocks), ("held_out_fall", "held_out_fall", sites)]
+        if setting.new_object:
+            wanted.append(("exact", "exact", sites))
+        summary[name] = {
+            label: correlated([ties[s] for s in chosen], [np.array(found[s][what]) for s in chosen])
+            for label, what, chosen in wanted
+        }
+        points += [
+            {
+                "form": name, "layer": site.layer, "module": site.module, "tie": float(ties[site].mean()),
+                **{what: float(np.mean(found[site][what])) if what in found[site] else None
+                   for what in ("fall", "held_out_fall", "exact")},
+            }
+            for site in sites
+        ]  # fmt: skip
+    results.save(summary=summary)
+    plot(args.out / "correlation.png", points, summary)
+    for name, block in summary.items():
+        for label, correlation in block.items():
+            print(f"{name}, {label}, {correlation['sites']} sites: {told(correlation)}")
+
+
+if __name__ == "__main__":
+    main()

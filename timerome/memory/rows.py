@@ -94,6 +94,8 @@ class RowTracker:
     - **Steps.** A row goes on with a sequence seen in the forward before if all but its canvas is the same; tokens of
       the canvas may be unmasked, changed, or masked again, but not all of them: that is a new beginning. Rows may leave
       the batch or change places.
+    - **Padding.** Special tokens before and after a row's text and canvas are no part of what it asks: a batch padded
+      to one length is addressed as its rows are alone. Whether the model heeds them is the loop's affair.
     - **Guidance.** A row that holds nothing but masks and special tokens when it is first seen asks nothing, such as
       the unconditional half of classifier-free guidance. It has no canvas, so a row gate leaves it alone: what it
       predicts is what the model says without being asked, and guidance compares the edited answer with that. A memory
@@ -116,6 +118,7 @@ class RowTracker:
         names = ("eos_token_id", "pad_token_id", "bos_token_id")
         special = {getattr(backbone.tokenizer, name, None) for name in names} | {backbone.eos_id, backbone.mask_id}
         self._special = torch.tensor(sorted(i for i in special if isinstance(i, int)))
+        self._padding = self._special[self._special != backbone.mask_id]
 
     def begin(self, ids: Tensor, called: Mapping[str, Any] | None = None) -> Rows:
         """Tell of the forward that begins with ``ids`` ``(B, L)``; return its rows.
@@ -193,9 +196,17 @@ class RowTracker:
         canvas = generated & ~silent[:, None]
         if None in asked:
             states, places = torch.where(canvas, self.backbone.mask_id, ids).cpu(), canvas.cpu()
-            new = (Asked(state, place) for state, place in zip(states, places, strict=True))
+            new = (self._unpadded(state, place) for state, place in zip(states, places, strict=True))
             asked = [earlier or now for earlier, now in zip(asked, new, strict=True)]
         return _Batch(ids, generated, tuple(a for a in asked if a), silent), bool(known.all())
+
+    def _unpadded(self, state: Tensor, canvas: Tensor) -> Asked:
+        """What a row asks, without the special tokens before and after it that bring a batch to one length."""
+        inside = (canvas | ~torch.isin(state, self._padding)).nonzero().flatten()
+        if not canvas.any() or not len(inside):
+            return Asked(state, canvas)
+        kept = slice(int(inside[0]), int(inside[-1]) + 1)
+        return Asked(state[kept].contiguous(), canvas[kept].contiguous())
 
     def _sources(self, ids: Tensor, masked: Tensor, announced: Tensor | None, sliced: bool) -> Tensor:
         """Which row of the batch before each row goes on with, ``(B,)``; -1 for none."""

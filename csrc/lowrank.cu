@@ -11,22 +11,28 @@ namespace {
 // One block for each group of rows, or as many as there may be.
 unsigned blocks(int64_t rows, int each, int64_t most) { return unsigned(std::min((rows + each - 1) / each, most)); }
 
-template <int kTiles, int kRowParts, class Key>
+template <int kTiles, class Row, int kRowParts, class Key>
 cudaError_t launch_score(const LowrankCuda& a, int limit, cudaStream_t stream) {
-  const auto kernel = score_gate_kernel<kTiles, kRowParts, Key>;
+  constexpr int kWarps = kScoreWarps<kTiles>;
+  const auto kernel = score_gate_kernel<kTiles, Row, kRowParts, Key>;
   const cudaError_t error = allow_shared(kernel, limit);
   if (error != cudaSuccess) return error;
-  kernel<<<blocks(a.rows, kScoreRows, 0x7fffffff), kThreads, size_t(score_gate_shared_bytes(int(a.n))), stream>>>(a);
+  const auto bytes = size_t(score_gate_shared_bytes(int(a.n), kWarps));
+  kernel<<<blocks(a.rows, kScoreRows, 0x7fffffff), 32 * kWarps, bytes, stream>>>(a);
   return cudaGetLastError();
 }
 
-template <int kTiles>
+template <int kTiles, class Key>
 cudaError_t launch_score(const LowrankCuda& a, int limit, cudaStream_t stream) {
-  const bool exact = a.dtype == 2 && !a.mean;  // the rows are bfloat16 as they are
-  if (a.keys_dtype == 2)
-    return exact ? launch_score<kTiles, 1, __nv_bfloat16>(a, limit, stream)
-                 : launch_score<kTiles, 3, __nv_bfloat16>(a, limit, stream);
-  return exact ? launch_score<kTiles, 1, float>(a, limit, stream) : launch_score<kTiles, 3, float>(a, limit, stream);
+  if (a.dtype == 0) return launch_score<kTiles, float, 3, Key>(a, limit, stream);
+  if (a.dtype == 1) return launch_score<kTiles, __half, 3, Key>(a, limit, stream);
+  return a.mean ? launch_score<kTiles, __nv_bfloat16, 3, Key>(a, limit, stream)
+                : launch_score<kTiles, __nv_bfloat16, 1, Key>(a, limit, stream);
+}
+
+template <class Key>
+cudaError_t launch_score(const LowrankCuda& a, int limit, cudaStream_t stream) {
+  return a.n <= 64 ? launch_score<8, Key>(a, limit, stream) : launch_score<16, Key>(a, limit, stream);
 }
 
 // As many blocks as there are multiprocessors: how many rows passed is known on the device only.
@@ -35,7 +41,8 @@ cudaError_t launch_apply(const LowrankCuda& a, int limit, int processors, cudaSt
   const auto kernel = apply_small_kernel<Value>;
   const cudaError_t error = allow_shared(kernel, limit);
   if (error != cudaSuccess) return error;
-  kernel<<<blocks(a.rows, kApplyRows, processors), kThreads, size_t(apply_small_shared_bytes(int(a.d))), stream>>>(a);
+  const auto bytes = size_t(apply_small_shared_bytes(int(a.d)));
+  kernel<<<blocks(a.rows, kApplyRows, processors), 32 * kApplyWarps, bytes, stream>>>(a);
   return cudaGetLastError();
 }
 
@@ -58,7 +65,7 @@ int lowrank_cuda(const LowrankCuda& a, int device, void* stream_) {
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   if (error != cudaSuccess) return error;
   if (a.n > kLowrankCudaMaxN || a.d % 4 || apply_small_shared_bytes(int(a.d)) > limit) return cudaErrorInvalidValue;
-  error = a.n <= 64 ? launch_score<8>(a, limit, stream) : launch_score<16>(a, limit, stream);
+  error = a.keys_dtype == 2 ? launch_score<__nv_bfloat16>(a, limit, stream) : launch_score<float>(a, limit, stream);
   if (error != cudaSuccess) return error;
   return a.values_dtype == 2 ? launch_apply<__nv_bfloat16>(a, limit, processors, stream)
                              : launch_apply<float>(a, limit, processors, stream);

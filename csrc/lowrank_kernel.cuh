@@ -17,7 +17,10 @@
 namespace timerome {
 
 constexpr int kScoreRows = 16;  // rows of a block of score_gate: one side of a tensor core product
-constexpr int kApplyRows = 8;   // rows of a block of apply_small: the other side, and one for each warp
+constexpr int kApplyRows = 8;   // rows of a block of apply_small: the other side
+constexpr int kApplyWarps = 16;
+template <int kTiles>
+constexpr int kScoreWarps = 128 / kTiles;  // as many as their registers allow
 constexpr int kBinWords = 1024;  // 2048 counters of 16 bits, which is enough for a row
 
 template <class T>
@@ -26,11 +29,11 @@ constexpr int kPartsOf = sizeof(T) == 4 ? 3 : 1;  // of float and bfloat16
 inline __host__ __device__ int up_to(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 // The distance of two rows of the residual: 4 more than a multiple of 16, so that no two writes share a bank.
 inline __host__ __device__ int residual_pitch(int d) { return up_to(d, 16) + 4; }
-inline __host__ __device__ int64_t score_gate_shared_bytes(int n) {
-  return int64_t(kWarps) * ((kScoreRows + 1) * up_to(n, 8) + kScoreRows) * int64_t(sizeof(float));
+inline __host__ __device__ int64_t score_gate_shared_bytes(int n, int warps) {
+  return int64_t(warps) * ((kScoreRows + 1) * up_to(n, 8) + kScoreRows) * int64_t(sizeof(float));
 }
 inline __host__ __device__ int64_t apply_small_shared_bytes(int d) {
-  return (int64_t(kApplyRows) * residual_pitch(d) + kWarps * kBinWords) * int64_t(sizeof(float));
+  return (int64_t(kApplyRows) * residual_pitch(d) + kApplyRows * kBinWords) * int64_t(sizeof(float));
 }
 
 // Four floats as sums of bfloat16s, in pairs as the tensor cores take them.
@@ -76,49 +79,62 @@ __device__ __forceinline__ void multiply_add(float (&sum)[4], const Parts<kLeft>
 }
 
 template <class T>
-__device__ __forceinline__ Quad<float> load_floats(const void* rows, int64_t start, int c, int d) {
-  const Quad<T> x = load_quad<true>(static_cast<const T*>(rows) + start, c, d);
+__device__ __forceinline__ Quad<float> to_floats(const Quad<T>& x) {
   return {to_float(x.e[0]), to_float(x.e[1]), to_float(x.e[2]), to_float(x.e[3])};
 }
 
 // Coefficients (h - mean) K^T A of the rows that mask and gate let through, a list of these rows, and hits by sequence.
-// A warp takes every eighth group of 16 columns, of all keys and 16 rows.
-template <int kTiles, int kRowParts, class Key>
-__global__ void __launch_bounds__(kThreads) score_gate_kernel(const LowrankCuda a) {
+// Warps take groups of 16 columns in turn, of 16 rows and all keys, and ask for all of it before they use any.
+template <int kTiles, class Row, int kRowParts, class Key>
+__global__ void __launch_bounds__(32 * kScoreWarps<kTiles>) score_gate_kernel(const LowrankCuda a) {
+  constexpr int kWarps = kScoreWarps<kTiles>, kThreads = 32 * kWarps;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3;
   const int n = int(a.n), m = int(a.m), d = int(a.d), columns = up_to(n, 8);
-  float* const scores = dynamic_shared<float>();               // of each warp: 16 rows of columns
+  float* const scores = dynamic_shared<float>();                   // of each warp: 16 rows of columns
   float* const row_norm = scores + kWarps * kScoreRows * columns;  // of each warp: 16
-  float* const key_norm = row_norm + kWarps * kScoreRows;       // of each warp: columns
+  float* const key_norm = row_norm + kWarps * kScoreRows;          // of each warp: columns
   for (int64_t first = int64_t(blockIdx.x) * kScoreRows; first < a.rows; first += int64_t(gridDim.x) * kScoreRows) {
     const auto wanted = [&](int64_t row) { return row < a.rows && (!a.mask || a.mask[row]); };
     bool any = false;
     for (int i = 0; i < kScoreRows; i++) any = any || wanted(first + i);
     if (!any) continue;
 
+    const Row* h[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const int64_t row = first + g + 8 * i;
+      h[i] = static_cast<const Row*>(a.h) + (row < a.rows ? row : a.rows - 1) * a.d;
+    }
     float sum[kTiles][4] = {}, key_square[kTiles] = {}, row_square[2] = {};
-    for (int c = warp * 16 + q * 4; c < up_to(d, 16); c += kWarps * 16) {
+    for (int base = warp * 16; base < d; base += kWarps * 16) {
+      const int c = base + 4 * q;
+      Quad<Row> row[2];
+      Quad<Key> key[kTiles];
+      Quad<float> mean = {};
+#pragma unroll
+      for (int i = 0; i < 2; i++) row[i] = load_quad<true>(h[i], c, d);
+      if (a.mean) mean = load_quad<true>(a.mean, c, d);
+#pragma unroll
+      for (int tile = 0; tile < kTiles; tile++) {
+        const int j = tile * 8 + g;
+        if (tile * 8 < n)
+          key[tile] = load_quad<true>(static_cast<const Key*>(a.keys) + (j < n ? j : n - 1) * a.d, c, d);
+      }
       Parts<kRowParts> part[2];
 #pragma unroll
       for (int i = 0; i < 2; i++) {
-        const int64_t row = first + g + 8 * i, start = (row < a.rows ? row : a.rows - 1) * a.d;
-        Quad<float> x = a.dtype == 0   ? load_floats<float>(a.h, start, c, d)
-                        : a.dtype == 1 ? load_floats<__half>(a.h, start, c, d)
-                                       : load_floats<__nv_bfloat16>(a.h, start, c, d);
-        if (a.mean) {
-          const Quad<float> mean = load_quad<true>(a.mean, c, d);
+        Quad<float> x = to_floats(row[i]);
 #pragma unroll
-          for (int j = 0; j < 4; j++) x.e[j] -= mean.e[j];
+        for (int j = 0; j < 4; j++) {
+          if (a.mean) x.e[j] -= mean.e[j];
+          row_square[i] += x.e[j] * x.e[j];
         }
-#pragma unroll
-        for (int j = 0; j < 4; j++) row_square[i] += x.e[j] * x.e[j];
         part[i] = split<kRowParts>(x);
       }
 #pragma unroll
       for (int tile = 0; tile < kTiles; tile++) {
         if (tile * 8 >= n) break;
-        const int key = tile * 8 + g;
-        const Quad<float> x = load_floats<Key>(a.keys, (key < n ? key : n - 1) * a.d, c, d);
+        const Quad<float> x = to_floats(key[tile]);
 #pragma unroll
         for (int j = 0; j < 4; j++) key_square[tile] += x.e[j] * x.e[j];
         multiply_add(sum[tile], part[0], part[1], split<kPartsOf<Key>>(x));
@@ -164,8 +180,10 @@ __global__ void __launch_bounds__(kThreads) score_gate_kernel(const LowrankCuda 
       const int width = up_to(m, 16);
       for (int j = lane; j < width; j += 32) {
         float c = 0;
-        if (j < m)
+        if (j < m) {
+#pragma unroll 8
           for (int i = 0; i < n; i++) c += s[i] * a.coef[i * m + j];
+        }
         a.c[row * width + j] = c;
       }
       if (lane == 0) {
@@ -258,8 +276,8 @@ __device__ __forceinline__ void add_row(T* h, const float* r, int d, Selection k
 
 // h += alpha S_k(c D) on the rows that score_gate listed, eight at a time, their residual in shared memory.
 template <class Value>
-__global__ void __launch_bounds__(kThreads) apply_small_kernel(const LowrankCuda a) {
-  constexpr int kParts = kPartsOf<Value>;
+__global__ void __launch_bounds__(32 * kApplyWarps) apply_small_kernel(const LowrankCuda a) {
+  constexpr int kParts = kPartsOf<Value>, kThreads = 32 * kApplyWarps;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3;
   const int m = int(a.m), d = int(a.d), width = up_to(m, 16), pitch = residual_pitch(d);
   float* const residual = dynamic_shared<float>();
@@ -274,24 +292,25 @@ __global__ void __launch_bounds__(kThreads) apply_small_kernel(const LowrankCuda
       coefficients[i] = c;
     }
     __syncthreads();
-    for (int base = warp * 64; base < d; base += kWarps * 64) {
+    for (int base = warp * 64; base < d; base += kApplyWarps * 64) {
       float sum[4][4] = {};  // of column 4 g + j of either half of the 64: rows 2 q and 2 q + 1
       for (int k = 2 * q; k < width; k += 16) {
         const float* c = coefficients + g * width + k;
         const Parts<kParts> own = split<kParts>({c[0], c[1], c[8], c[9]});
-        Quad<float> value[2][4];
+        Quad<Value> value[2][4];
 #pragma unroll
         for (int i = 0; i < 8; i++) {
           const int j = k + (i & 1) + (i & 2) * 4;
+          const int c = base + i / 4 * 32 + 4 * g;
           if (j < m)
-            value[i / 4][i % 4] = load_floats<Value>(a.values, j * a.d, base + i / 4 * 32 + 4 * g, d);
+            value[i / 4][i % 4] = load_quad<true>(static_cast<const Value*>(a.values) + j * a.d, c, d);
           else
             value[i / 4][i % 4] = {};
         }
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-          const auto column = [&](const Quad<float>(&v)[4]) {
-            return split<kParts>({v[0].e[j], v[1].e[j], v[2].e[j], v[3].e[j]});
+          const auto column = [&](const Quad<Value>(&v)[4]) {
+            return split<kParts>(to_floats(Quad<Value>{v[0].e[j], v[1].e[j], v[2].e[j], v[3].e[j]}));
           };
           multiply_add(sum[j], column(value[0]), column(value[1]), own);
         }
@@ -302,7 +321,7 @@ __global__ void __launch_bounds__(kThreads) apply_small_kernel(const LowrankCuda
                          Quad<float>{sum[0][i], sum[1][i], sum[2][i], sum[3][i]});
     }
     __syncthreads();
-    if (first + warp < count) {
+    if (warp < kApplyRows && first + warp < count) {  // one warp a row
       const float* r = residual + warp * pitch;
       const int k = int(a.k);
       Selection keep = {0, d};

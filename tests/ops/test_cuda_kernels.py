@@ -61,7 +61,7 @@ def emulator(toolkit, tmp_path_factory):
 REGISTERS = {
     "sparsify_add": {"Li[48]E": 64, "Li16ELb1": 80, "Li16ELb0": 96, "Li32ELb1": 128, "Li32ELb0": 200},
     "ridge": {"ridge_kernel": 64},
-    "lowrank": {"score_gate": 128, "apply_small": 104},
+    "lowrank": {"score_gate_kernelILi8E": 128, "score_gate_kernelILi16E": 200, "apply_small": 128},
 }
 PTXAS = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\d+)'.*?spill stores.*?Used (\d+) registers", re.DOTALL)
 
@@ -347,6 +347,7 @@ def check_lowrank(emulated_lowrank, h, keys, coef, values, *, k, alpha=1.0, mean
         ((1, 4), 1, 1),
         ((2, 3, 20), 2, 1),
         ((37, 64), 8, 8),
+        ((7, 19, 32), 3, 2),
         ((2, 17, 132), 16, 16),
         ((33, 260), 17, 3),
         ((2, 2, 9, 1000), 40, 33),

@@ -7,19 +7,23 @@
 
 using namespace timerome;
 
+template <int kTiles, class Row, int kRowParts, class Key>
+static void score(const LowrankCuda& a, int blocks) {
+  constexpr int kWarps = kScoreWarps<kTiles>;
+  emulator::launch(blocks, 32 * kWarps, score_gate_shared_bytes(int(a.n), kWarps),
+                   [=] { score_gate_kernel<kTiles, Row, kRowParts, Key>(a); });
+}
+
 template <int kTiles, class Key>
 static void score(const LowrankCuda& a, int blocks) {
-  emulator::launch(blocks, kThreads, score_gate_shared_bytes(int(a.n)), [=] {
-    if (a.dtype == 2 && !a.mean)
-      score_gate_kernel<kTiles, 1, Key>(a);
-    else
-      score_gate_kernel<kTiles, 3, Key>(a);
-  });
+  if (a.dtype == 0) return score<kTiles, float, 3, Key>(a, blocks);
+  if (a.dtype == 1) return score<kTiles, __half, 3, Key>(a, blocks);
+  a.mean ? score<kTiles, __nv_bfloat16, 3, Key>(a, blocks) : score<kTiles, __nv_bfloat16, 1, Key>(a, blocks);
 }
 
 template <class Value>
 static void apply(const LowrankCuda& a, int blocks) {
-  emulator::launch(blocks, kThreads, apply_small_shared_bytes(int(a.d)), [=] { apply_small_kernel<Value>(a); });
+  emulator::launch(blocks, 32 * kApplyWarps, apply_small_shared_bytes(int(a.d)), [=] { apply_small_kernel<Value>(a); });
 }
 
 extern "C" int emulated_lowrank(void* h, const void* keys, const float* coef, const void* values, const float* mean,

@@ -8,6 +8,8 @@ import time
 from datetime import datetime, timezone
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import timerome as tr
 from tests.tiny import tiny_facts, tiny_llada
@@ -43,6 +45,16 @@ def test_every_change_is_an_entry_that_names_no_text(memory, tmp_path):
     assert again.head == memory.ledger.head == second["hash"]
 
 
+@pytest.fixture
+def written(memory, tmp_path):
+    """A ledger of three entries, a copy of it, and what it holds."""
+    for fact in tiny_facts(4)[1:]:
+        memory.forget(fact)
+    path = tmp_path / "ledger.jsonl"
+    path.with_suffix(".good").write_bytes(path.read_bytes())
+    return path, memory.ledger.entries
+
+
 @pytest.mark.parametrize("harm", ["change", "drop", "swap", "garbage"])
 def test_a_changed_file_is_refused(memory, tmp_path, harm):
     for fact in tiny_facts(4)[1:]:
@@ -60,6 +72,29 @@ def test_a_changed_file_is_refused(memory, tmp_path, harm):
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(LedgerError, match=r"ledger.jsonl, line [12]"):
         Ledger(path)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_any_bit_that_flips_is_noticed(written, where, bit):
+    """Only the very last line feed may go: an entry without one was never finished."""
+    path, entries = written
+    data = bytearray(path.with_suffix(".good").read_bytes())
+    at = int(where * len(data))
+    data[at] ^= 1 << bit
+    path.write_bytes(data)
+    if at == len(data) - 1:
+        assert Ledger(path).entries == entries[:-1]
+    else:
+        with pytest.raises(LedgerError, match=r"ledger.jsonl, line [123]"):
+            Ledger(path)
+
+
+@pytest.mark.parametrize("line", ["null", "7", '"x"', "[" * 5000, '{"hash": 1}', '{"number": 0}', "NaN", "\x00", "{}"])
+def test_what_is_no_ledger_is_refused(tmp_path, line):
+    (tmp_path / "ledger.jsonl").write_text(line + "\n")
+    with pytest.raises(LedgerError, match="line 1"):
+        Ledger(tmp_path / "ledger.jsonl")
 
 
 def test_a_line_cut_short_is_dropped_and_writing_goes_on(memory, tmp_path):

@@ -116,7 +116,7 @@ class Ledger:
                 entry = json.loads(line)
                 intact = isinstance(entry, dict) and entry["hash"] == _hash(entry)
                 follows = intact and (entry["number"], entry["previous"]) == (number, previous)
-            except (ValueError, KeyError, UnicodeDecodeError):
+            except (ValueError, KeyError, RecursionError):
                 raise LedgerError(f"Ledger: {self.path}, line {number + 1} is no entry of a ledger.") from None
             if not follows:
                 what = "does not follow the entry before it" if intact else "was changed after it was written"
@@ -125,7 +125,7 @@ class Ledger:
             previous = entry["hash"]
         if len(whole) < len(data):  # cut short by a crash, before the change it was to record took effect
             os.truncate(self.path, len(whole))
-        self._last = self.entries[-1]["after"] if self.entries else None
+        self._last = self.entries[-1].get("after") if self.entries else None
 
 
 def _about(edit: Edit) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def forgotten(
 
 
 def main() -> None:
-    backbone, results, arguments = start("shares", only="")
+    backbone, results, arguments = start("shares", only="", factors=len(FACTORS))
     with as_file(files("timerome") / "assets" / "tofu" / "retain_only.json") as file:
         reference = read_reference(file).per_record
     base = results.row("unedited, utility", {"records": 40}, lambda: utility(backbone, None))
@@ -158,7 +158,7 @@ def main() -> None:
             reached = results.row(
                 f"{name}, {method}, touched", depends, lambda memory=memory: {"count": touched(backbone, memory())}
             )
-            for factor in sorted(FACTORS, key=lambda f: (f != 1, -abs(math.log(f)))):
+            for factor in sorted(FACTORS, key=lambda f: (f != 1, -abs(math.log(f))))[: arguments.factors]:
 
                 def measure(factor: float = factor, memory: Any = memory, share: Share = share) -> dict[str, Any]:
                     edited = scaled(memory(), factor)

@@ -8,7 +8,7 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +20,7 @@ from scipy.stats import binomtest
 import timerome as tr
 from benchmarks.results import Results, about
 from timerome._files import write_text
+from timerome.memory.address import Reading, addresses
 from timerome.splits import EditingSplit
 
 RESULTS = Path(__file__).parent / "results"
@@ -60,21 +61,22 @@ def decode(
         return tr.generate(backbone, prompts, canvas=canvas, config=config)
 
 
-def owners(backbone: tr.Backbone, memory: tr.EditMemory, prompts: Sequence[str], canvas: int) -> list[int]:
-    """Return which fact each prompt is given on a canvas, -1 for none."""
-    from timerome.memory.address import addresses
-
+def readings(backbone: tr.Backbone, memory: tr.EditMemory, prompts: Sequence[str], canvas: int) -> Iterator[Reading]:
+    """Yield what prompts on a canvas are addressed by, some hundred at a time."""
     book = memory.book
     assert book is not None
     tokens = [torch.tensor(backbone.encode(prompt)) for prompt in prompts]
     ids = [torch.cat([t, torch.full((canvas,), backbone.mask_id)]) for t in tokens]
     places = [torch.arange(len(i)) >= len(t) for i, t in zip(ids, tokens, strict=True)]
-    found: list[int] = []
     for start in range(0, len(ids), 512):
         part = slice(start, start + 512)
-        reading = addresses(backbone, ids[part], places[part], book.site, book.span)
-        found += book.lookup(reading).tolist()
-    return found
+        yield addresses(backbone, ids[part], places[part], book.site, book.span)
+
+
+def owners(backbone: tr.Backbone, memory: tr.EditMemory, prompts: Sequence[str], canvas: int) -> list[int]:
+    """Return which fact each prompt is given on a canvas, -1 for none."""
+    assert memory.book is not None
+    return [i for reading in readings(backbone, memory, prompts, canvas) for i in memory.book.lookup(reading).tolist()]
 
 
 def exact(text: str, wanted: str) -> bool:

@@ -15,16 +15,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+import torch
 
 import timerome as tr
 from timerome.memory import REFUSAL
 from timerome.memory.address import threshold_of
 from timerome.splits import bundled_facts, demo_split, editing_split
 
-from .common import LONG, bank, owners, rate, renewed, start
+from .common import LONG, bank, owners, rate, readings, renewed, start
 from .gates import RATES, prompts_of
 
 # An address is read in fully masked states only.
@@ -87,6 +90,23 @@ def _questions(file: Path) -> list[str]:
     return [question for record in records for question in record["questions"]] + single
 
 
+def alone(backbone: tr.Backbone, memory: tr.EditMemory, prompts: Sequence[str], canvas: int) -> dict[str, Any]:
+    """False triggers of each edit if it were a memory's only one, its threshold set by its own scores."""
+    book = memory.book
+    assert book is not None
+    thresholds = [threshold_of(e.address_scores, None) for e in memory.edits if e.address_scores is not None]
+    found: dict[str, Any] = {}
+    seen = list(readings(backbone, memory, prompts, canvas))
+    for name, floor in (("with the same-subject floor", book.floor), ("without", -2.0)):
+        scores = torch.cat([replace(book, floor=floor).scores(reading) for reading in seen])
+        fired = (scores > torch.tensor(thresholds)).sum(0)
+        found[name] = {
+            "mean_share": float(fired.double().mean()) / len(prompts), "most": int(fired.max()),
+            "edits_that_fire": int((fired > 0).sum()), "edits": len(fired), "prompts": len(prompts),
+        }  # fmt: skip
+    return found
+
+
 def main() -> None:
     backbone, results, arguments = start("untouched", data="data", calibrate=2400)
     retain, unknown = bundled_facts("retain"), bundled_facts("unknown")
@@ -123,6 +143,8 @@ def main() -> None:
                 row[name] = rate(len(fired), len(prompts), "fired") | {"examples": fired[:5]}
                 total += len(fired)
             row["all"] = rate(total, sum(map(len, fresh().values())), "fired")
+            if epsilon is None:
+                row["one edit alone"] = alone(backbone, memory, [p for ps in fresh().values() for p in ps], canvas)
             found["largest score" if epsilon is None else f"epsilon {epsilon:g}"] = row
         return found
 

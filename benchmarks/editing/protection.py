@@ -58,14 +58,14 @@ def interpolated(points: list[tuple[float, float]], at: float) -> float | None:
 
 
 def main() -> None:
-    backbone, results, _ = start("protection")
+    backbone, results, arguments = start("protection", modes="")
     split = demo_split()
     sets = {"forget": split.forget[::4], "held_out": spread(split.held_out, 12),
             "held_out_relations": spread(split.held_out_relations, 12)}  # fmt: skip
     before = cache(lambda name: changes(backbone, None, sets[name]))
     curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for mode, gated in (("paper mode", False), ("gate forced open", True)):
-        for name, how in METHODS.items():
+        for name, how in METHODS.items() if arguments.modes in mode else ():
             memory = cache(lambda gated=gated, how=how: built(backbone, gated, how))
             for factor in FACTORS:
 

@@ -103,7 +103,7 @@ def plot(path: Path, curves: dict[str, dict[str, list[tuple[float, float]]]]) ->
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
-    for axis, (mode, lines) in zip(figure.subplots(1, 2), curves.items(), strict=True):
+    for axis, (mode, lines) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
         for name, points in lines.items():
             style = "--" if name.startswith("null") else ":" if name.startswith("nothing") else "-"
             axis.plot(*zip(*points, strict=True), style, marker="o", ms=3, label=name)

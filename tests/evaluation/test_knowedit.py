@@ -48,10 +48,18 @@ def test_a_record_that_lacks_a_field_is_refused_by_its_name(tmp_path, field):
     [
         ("locality", [], "expected an object of lists of questions"),
         ("locality", {"A": "x"}, "expected an object of lists of questions"),
-        ("portability", {"Reasoning": [{"ground_truth": "x"}]}, "expected a prompt and a ground_truth in each item of"),
+        (
+            "portability",
+            {"R": [{"ground_truth": "x"}]},
+            "expected for prompt and ground_truth in each item of 'R' a non",
+        ),
         ("portability", {"Reasoning": ["x"]}, "expected a prompt and a ground_truth in each item of 'Reasoning'"),
-        ("portability", {"R": [{"prompt": "x", "ground_truth": [[]]}]}, "expected for ground_truth in each item of"),
-        ("portability", {"R": [{"prompt": "x"}]}, "expected for ground_truth in each item of 'R' a non-empty text"),
+        (
+            "portability",
+            {"R": [{"prompt": "x", "ground_truth": [[]]}]},
+            "expected for prompt and ground_truth in each item",
+        ),
+        ("portability", {"R": [{"prompt": "x"}]}, "expected for prompt and ground_truth in each item of 'R' a non-em"),
     ],
 )
 def test_malformed_questions_are_refused(tmp_path, field, content, message):

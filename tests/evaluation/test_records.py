@@ -41,6 +41,7 @@ def test_arrays_and_lines_are_read_alike(tmp_path, form):
         ('{"q": "x"}\n{"q": ', r"data\.json, line 2: expected one JSON object"),
         ('[{"q": "x"}, 3]', r"data\.json, record 1: expected an object, got 3"),
         ('[{"q": "x"}, {}]', r"data\.json, record 1, field 'q': expected a non-empty text, got nothing \(there is no"),
+        ('[{"q": "\\ud83d"}]', r"data\.json, record 0, field 'q': expected a non-empty text, got"),
         ('[{"q": 7}]', r"data\.json, record 0, field 'q': expected a non-empty text, got 7"),
         ('[{"q": "x", "wrong": []}]', r"record 0, field 'wrong': expected a list of at least one"),
         ('[{"q": "x", "inner": "t"}]', r"record 0, field 'inner': expected an object with the fields a, b"),

@@ -16,16 +16,21 @@ class DataError(ValueError):
     """A benchmark file is not what it should be; the message names file, record and field."""
 
 
+def _is_text(value: Any) -> bool:
+    # Half of a surrogate pair, which JSON can escape, is no character: no tokenizer takes it, and no file.
+    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
 def text(value: Any) -> str:
     """Accept a text with something in it."""
-    if not isinstance(value, str) or not value.strip():
+    if not _is_text(value):
         raise ValueError("a non-empty text")
-    return value
+    return str(value)
 
 
 def texts(value: Any) -> list[str]:
     """Accept a list of at least one text."""
-    if not isinstance(value, list) or not value or not all(isinstance(t, str) and t.strip() for t in value):
+    if not isinstance(value, list) or not value or not all(map(_is_text, value)):
         raise ValueError("a list of at least one non-empty text")
     return value
 
@@ -35,7 +40,7 @@ def answers(value: Any) -> list[str]:
     flat = [value] if isinstance(value, str) else value
     if isinstance(flat, list) and flat and all(isinstance(part, list) for part in flat):
         flat = [t for part in flat for t in part]
-    if not isinstance(flat, list) or not flat or not all(isinstance(t, str) and t.strip() for t in flat):
+    if not isinstance(flat, list) or not flat or not all(map(_is_text, flat)):
         raise ValueError("a non-empty text, or a list of them")
     return flat
 

@@ -306,6 +306,6 @@ def _add_generations(
 
 
 def _samples(value: Any) -> list[str]:
-    if not isinstance(value, list) or not all(isinstance(s, dict) and isinstance(s.get("text"), str) for s in value):
+    if not isinstance(value, list) or not all(isinstance(s, dict) for s in value):
         raise ValueError("a list of objects with the field text")
-    return [s["text"] for s in value]
+    return [text(s.get("text")) for s in value]

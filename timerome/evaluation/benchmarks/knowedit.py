@@ -25,12 +25,12 @@ def _questions(value: Any) -> Questions:
     for name, group in value.items():
         asked = []
         for item in group:
-            if not isinstance(item, dict) or not isinstance(item.get("prompt"), str) or not item["prompt"].strip():
+            if not isinstance(item, dict):
                 raise ValueError(f"a prompt and a ground_truth in each item of {name!r}")
             try:
-                asked.append((item["prompt"], answers(item.get("ground_truth"))[0]))
+                asked.append((text(item.get("prompt")), answers(item.get("ground_truth"))[0]))
             except ValueError as error:
-                raise ValueError(f"for ground_truth in each item of {name!r} {error}") from None
+                raise ValueError(f"for prompt and ground_truth in each item of {name!r} {error}") from None
         if asked:
             found[name] = tuple(asked)
     return found

@@ -244,7 +244,6 @@ __device__ inline Selection select_row(const float* row, int d, int k, uint32_t*
     if (!in_upper) need -= upper;
     const uint32_t bin = 2 * (last - found.lane) + in_upper;
     threshold = pass == 0 ? bin : threshold << 10 | bin;
-    __syncwarp();
   }
   int cut = d;
   for (int first = 0; need < count && first < d; first += 32) {  // more ties than places: up to which column?

@@ -140,3 +140,11 @@ def test_baselines_are_audited_beside_the_edit(tmp_path):
     assert len(report.conditions) == 7
     with pytest.raises(ValueError, match="baselines need a memory"):
         run_audit(backbone, facts, out=tmp_path, baselines=True)
+
+
+def test_an_answer_that_rouge_cannot_read_is_audited_by_its_tokens_alone(tmp_path):
+    fact = replace(tiny_facts(1)[0], object="北京")
+    report = run_audit(planted(), [fact], out=tmp_path, protocol=SMALL)
+    found = {r.metric: r for r in report.conditions["no edit"]}
+    assert isinstance(found["audit.plain"], Absent) and isinstance(found["audit.worst"], Absent)
+    assert found["audit.memorization.onestep"].n == 1

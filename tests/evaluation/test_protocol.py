@@ -97,6 +97,13 @@ def test_exact_match_with_the_new_object(backbone):
     assert [s.exact_new for s in evaluate(backbone, facts, **HOW).scores] == [1.0, 0.0]
 
 
+def test_an_answer_that_rouge_cannot_read_has_none(backbone):
+    facts = [tiny_facts(1)[0], replace(tiny_facts(2)[1], object="北京")]
+    found = evaluate(backbone, facts, **HOW)
+    assert [s.rouge_recall for s in found.scores] == [1.0, None]
+    assert (found.mean("rouge_recall"), found.mean("exact")) == (1.0, 0.5)
+
+
 def test_only_keeps_a_part(backbone):
     found = evaluate(backbone, tiny_facts(3), **HOW)
     part = found.only(["tiny-1"])

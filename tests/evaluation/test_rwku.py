@@ -160,6 +160,16 @@ def test_what_has_no_file_is_absent_and_so_is_what_needs_it(sheet):
     assert "MMLU" in reason(sheet, "utility.Gen") and "BBH" in reason(sheet, "utility.Rea")
 
 
+def test_an_answer_that_rouge_cannot_read_is_left_out_and_never_0():
+    rows = [probe("1", "北京"), probe("2", "Maine")]
+    data = {"forget_level1": numbered("forget_level1", rows)}
+    found = measure_rwku(Scripted(texts={"B 1": "北京", "B 2": "Maine"}), data, PROTOCOL)
+    assert (value(found, "forget.FB"), found["forget.FB"].n) == (1.0, 1)
+    assert "1 of 2 records left out: too long, or their answer has no word that ROUGE" in found["forget.FB"].note
+    alone = measure_rwku(Scripted(), {"forget_level1": numbered("forget_level1", rows[:1])}, PROTOCOL)
+    assert "no word that ROUGE compares" in reason(alone, "forget.FB")
+
+
 def test_a_chat_template_leaves_the_answer_open():
     class Tokenizer:
         chat_template = "there is one"

@@ -210,6 +210,15 @@ def test_without_a_holdout_set_membership_is_absent():
         assert "never taught" in found[f"tofu.mia.{name}"].reason
 
 
+def test_an_answer_that_rouge_cannot_read_has_a_probability_and_no_rouge():
+    other = TofuRecord("tofu-x-8", "the river of oman is", "北京")
+    found = by_name(tofu.measure_tofu(Respondent(planted()), {"forget": [*records(1), other]}, CHAIN))
+    assert found["tofu.forget.probability"].n == 2
+    assert (found["tofu.forget.rouge_recall"].n, found["tofu.forget.rouge_recall"].value) == (1, 1.0)
+    alone = by_name(tofu.measure_tofu(Respondent(planted()), {"forget": [other]}, CHAIN))
+    assert isinstance(alone["tofu.forget.rouge_f1"], Absent)
+
+
 # Files ----------------------------------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from .._version import __version__
 from ..backbones import Backbone
 from ..diffusion import SamplerConfig
 from ..facts import Fact, FactError, FactSet
-from ..functional.text import rouge_l
+from ..functional.text import has_rouge_words, rouge_l
 from ..progress import Progress
 from .baselines import conditions_of
 from .benchmark_report import BenchmarkReport
@@ -151,7 +151,8 @@ def _audit(respondent: Respondent, facts: FactSet, protocol: AuditProtocol) -> l
         texts = respondent.texts([p for _, p in asked], canvas=protocol.canvas, sampler=sampler, label=name)
         scores: dict[str, list[float]] = {}
         for (i, _), text in zip(asked, texts, strict=True):
-            scores.setdefault(i, []).append(rouge_l(facts.by_id(i).object, text))
+            if has_rouge_words(object_ := facts.by_id(i).object):
+                scores.setdefault(i, []).append(rouge_l(object_, text))
         # An attack that may be tried in several wordings has the best of them.
         best = {i: max(values) for i, values in scores.items()}
         how = f"{sampler.remasking}, {sampler.steps} steps on {protocol.canvas} tokens, ROUGE-L recall, stemmed"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from ..backbones import Backbone
 from ..diffusion import Estimator, SamplerConfig, encode, generate, log_likelihood
 from ..facts import Fact, FactError
-from ..functional.text import distinct_n, repetition, rouge_l
+from ..functional.text import distinct_n, has_rouge_words, repetition, rouge_l
 from ..progress import SILENT, Progress
 from .statistics import bootstrap_ci
 
@@ -77,7 +77,8 @@ class Score:
         standard_error: of ``log_prob`` over mask draws, nats.
         tokens: answer tokens.
         text: what was decoded; None if nothing was. The fields below are None with it.
-        rouge_recall: ROUGE-L recall of ``text`` against ``object``, with stemming, 0 to 1.
+        rouge_recall: ROUGE-L recall of ``text`` against ``object``, with stemming, 0 to 1; None where ``object`` has no
+            word that ROUGE compares.
         rouge_f1: ROUGE-L F1.
         exact: 1 where ``text`` is ``object`` (white space and letter case aside), else 0.
         exact_new: 1 where ``text`` is the fact's new object; None where it has none.
@@ -349,10 +350,11 @@ def _text_scores(fact: Fact, text: str) -> dict[str, Any]:
     def same(wanted: str) -> float:
         return float(" ".join(text.split()).casefold() == " ".join(wanted.split()).casefold())
 
+    comparable = has_rouge_words(fact.object)
     return {
         "text": text,
-        "rouge_recall": rouge_l(fact.object, text),
-        "rouge_f1": rouge_l(fact.object, text, kind="f1"),
+        "rouge_recall": rouge_l(fact.object, text) if comparable else None,
+        "rouge_f1": rouge_l(fact.object, text, kind="f1") if comparable else None,
         "exact": same(fact.object),
         "exact_new": None if fact.new_object is None else same(fact.new_object),
         "distinct1": distinct_n(text, 1),

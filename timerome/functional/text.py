@@ -51,7 +51,7 @@ def rouge_l(reference: str, text: str, *, kind: Literal["recall", "f1"] = "recal
 
     Returns:
         A share in [0, 1]. rouge-score keeps ASCII letters and digits only: other letters split words, in both texts
-        alike, and a reference in another script scores 0.
+        alike, and a reference in another script scores 0 whatever the text; see :func:`has_rouge_words`.
 
     Raises:
         TypeError: ``reference`` or ``text`` is no string.
@@ -76,6 +76,18 @@ def rouge_l(reference: str, text: str, *, kind: Literal["recall", "f1"] = "recal
         raise ValueError("rouge_l: expected a reference with words in it, got an empty one; leave that record out.")
     score = _scorer(stem).score(reference, text)["rougeL"]
     return float(score.recall if kind == "recall" else score.fmeasure)
+
+
+def has_rouge_words(reference: str) -> bool:
+    """Whether a reference has a word that :func:`rouge_l` can find: an ASCII letter or digit.
+
+    Where it has none the score would be 0 whatever is said, which is no measurement.
+
+    Example:
+        >>> has_rouge_words("Peking 1949"), has_rouge_words("北京")
+        (True, False)
+    """
+    return any(c.isascii() and c.isalnum() for c in reference)
 
 
 def distinct_n(texts: str | Iterable[str], n: int) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...diffusion import Estimator, SamplerConfig
-from ...functional.text import ngram_entropy, rouge_l
+from ...functional.text import has_rouge_words, ngram_entropy, rouge_l
 from ..measurement import Absent, Better, Measurement, Sheet
 from ..metrics.text import answer_f1
 from ..records import Check, evenly, find_file, mapping, read_records, text, texts
@@ -168,9 +168,10 @@ def _add_probe(
     texts_of = _decoded(respondent, prompts, protocol.canvas, protocol, name)
     scores = {
         r["id"]: rouge_l(r["answer"], _first_line(texts_of[r["id"]]), stem=protocol.stem)
-        for r in records if r["id"] in texts_of
+        for r in records if r["id"] in texts_of and has_rouge_words(r["answer"])
     }  # fmt: skip
-    note = "" if records else f"there is no file {probe}.json"
+    gone = "too long, or their answer has no word that ROUGE compares"
+    note = gone if records else f"there is no file {probe}.json"
     better: Better = "lower" if forget else "higher"
     sheet.add(name, scores, protocol.decoding, of=len(records), better=better, note=note)
     if probe == "forget_level3":

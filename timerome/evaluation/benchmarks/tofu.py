@@ -15,7 +15,7 @@ from typing import Literal
 from ..._files import write_text
 from ...backbones import Backbone
 from ...diffusion import Estimator, SamplerConfig
-from ...functional.text import distinct_n, repetition, rouge_l
+from ...functional.text import distinct_n, has_rouge_words, repetition, rouge_l
 from ..composite import composite
 from ..measurement import Absent, Better, Measurement, Result, Sheet
 from ..metrics import tofu as metric
@@ -317,8 +317,9 @@ def _measure_group(
     add("probability", probability, wanted, protocol.likelihood)
     add("log_prob", {k: s.log_prob for k, s in own.items()}, wanted, protocol.likelihood, "nats")
     pairs = list(zip(fits, decoded, strict=True))
-    add("rouge_recall", {r.id: rouge_l(r.answer, t) for r, t in pairs}, wanted, protocol.decoding)
-    add("rouge_f1", {r.id: rouge_l(r.answer, t, kind="f1") for r, t in pairs}, wanted, protocol.decoding)
+    kept = [(r, t) for r, t in pairs if has_rouge_words(r.answer)]
+    add("rouge_recall", {r.id: rouge_l(r.answer, t) for r, t in kept}, wanted, protocol.decoding)
+    add("rouge_f1", {r.id: rouge_l(r.answer, t, kind="f1") for r, t in kept}, wanted, protocol.decoding)
     add("repetition", {r.id: repetition(t) for r, t in pairs}, "lower", protocol.decoding)
     add("distinct_2", {r.id: distinct_n(t, 2) for r, t in pairs}, "higher", protocol.decoding)
     ratios = sheet.put(_log_ratios(records, nll, protocol, group))

@@ -6,21 +6,22 @@ code of masked diffusion unlearning (arXiv 2605.18253) evaluates, for comparison
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ..._files import write_text
 from ...backbones import Backbone
 from ...diffusion import Estimator, SamplerConfig
 from ...functional.text import distinct_n, has_rouge_words, repetition, rouge_l
 from ..composite import composite
 from ..measurement import Absent, Better, Measurement, Result, Sheet
 from ..metrics import tofu as metric
-from ..records import DataError, evenly, find_file, optional, read_records, text, texts
+from ..records import evenly, find_file, optional, read_records, text, texts
 from ..respondent import Pair, Respondent, Scored
+from .forget_quality import forget_quality as forget_quality
+from .forget_quality import read_reference as read_reference
+from .forget_quality import write_reference as write_reference
 from .membership import add_areas, add_privleak, add_scores
 
 GROUPS = ("forget", "retain", "real_authors", "world_facts")
@@ -179,62 +180,6 @@ def truth_ratios(
     respondent = model if isinstance(model, Respondent) else Respondent(model)
     pairs = [pair for record in records for pair in _asked(record, protocol, group)]
     return _log_ratios(records, _likelihoods(respondent, pairs, protocol, "truth ratio"), protocol, group)
-
-
-def write_reference(path: str | Path, measurement: Measurement) -> None:
-    """Write a retain-only model's truth ratios, for :func:`read_reference`."""
-    write_text(Path(path), json.dumps(measurement.to_dict(), indent=1) + "\n")
-
-
-def read_reference(path: str | Path) -> Measurement:
-    """Read what :func:`write_reference` wrote.
-
-    Raises:
-        DataError: the file holds no measurement of truth ratios.
-        FileNotFoundError: there is no such file.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"read_reference: there is no file {path}.")
-    try:
-        found = Measurement.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: expected a measurement that write_reference made, got {error!r}.") from None
-    if not found.metric.endswith(".log_truth_ratio"):
-        raise DataError(f"{path}, field 'metric': expected …log_truth_ratio, got {found.metric!r}.")
-    return found
-
-
-def forget_quality(ratios: Result, reference: Measurement | None) -> Result:
-    """Compare truth ratios with a retain-only model's by a two-sample Kolmogorov-Smirnov test; log10 of its p-value.
-
-    Args:
-        ratios: what :func:`truth_ratios` found for the edited model.
-        reference: the same of a model that was never taught the records.
-
-    Returns:
-        The measurement; Absent if there is no reference, or it is of other records or another protocol.
-    """
-    name = "tofu.forget_quality"
-    if isinstance(ratios, Absent):
-        return Absent(name, f"truth ratios are absent: {ratios.reason}")
-    if reference is None:
-        return Absent(name, "needs the truth ratios of a retain-only model; give its file as the reference")
-    for what in ("metric", "protocol", "seed"):
-        if getattr(ratios, what) != getattr(reference, what):
-            return Absent(
-                name, f"the reference has another {what}: {getattr(reference, what)!r} where "
-                f"{getattr(ratios, what)!r} was measured",
-            )  # fmt: skip
-    shared = [k for k in ratios.per_record if k in reference.per_record]
-    if len(shared) < len(ratios.per_record):
-        return Absent(name, f"the reference lacks {len(ratios.per_record) - len(shared)} of the records")
-    found = metric.forget_quality([ratios.per_record[k] for k in shared], [reference.per_record[k] for k in shared])
-    note = f"p = {found.p_value:.3g}, largest distance of distribution functions {found.statistic:.3f}"
-    return Measurement(
-        name, found.log10_p, "log10 p", f"two-sample KS test of truth ratios; {ratios.protocol}", ratios.seed,
-        len(shared), note=note,
-    )  # fmt: skip
 
 
 def measure_tofu(

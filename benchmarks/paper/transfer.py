@@ -1,0 +1,91 @@
+"""One configuration over backbones: the same alpha, lambda, q, relative depth and gate on each, nothing tuned again.
+
+    python -m benchmarks.paper.transfer --models testbed FOLDER [--device cuda] [--trust-remote-code]
+
+Facts are country, capital and other relation facts. A model is asked only what it knows (it decodes the answer), so
+that models of any training can be compared; where it knows fewer than ``--least`` it is left out, with the number. A
+third of what it knows is forgotten, a third calibrates the gate, a third is held out.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import timerome as tr
+from benchmarks.measure import Measuring
+from benchmarks.results import Results, about
+from timerome.facts import FactSet
+from timerome.splits import bundled_facts, demo_split
+
+from .common import FOLDER, OURS, edited, markdown
+
+CONFIGURATIONS = ("timerome, lean (null)", "timerome, lean (refusal)", "paper mode")
+CANVAS, STEPS = 8, 8
+
+
+def known(backbone: tr.Backbone, facts: FactSet) -> FactSet:
+    """The facts that a model answers rightly, in order."""
+    texts = tr.generate(backbone, [fact.prompt for fact in facts], canvas=CANVAS, config=tr.SamplerConfig(steps=STEPS))
+    return FactSet(
+        fact for fact, text in zip(facts, texts, strict=True) if text.strip().lower().startswith(fact.object.lower())
+    )
+
+
+def measure(backbone: tr.Backbone, name: str, facts: FactSet) -> dict[str, Any]:
+    """Forget a third of the facts with one configuration; see what happens to the rest."""
+    setting = OURS[name]
+    depth = {"layer": setting.layer % 6 * backbone.n_layers // 6}  # the settings are the testbed's, of six blocks
+    if setting.layer == -1:
+        depth["layer"] = backbone.n_layers - 1
+    if setting.gate_layer is not None:
+        depth["gate_layer"] = setting.gate_layer * backbone.n_layers // 6
+    forget, calibrate, held = facts[::3], facts[1::3], facts[2::3]
+    split = replace(demo_split(), calibrate=calibrate)
+    memory, clock = edited(backbone, replace(setting, **depth), forget, split)
+    measuring = Measuring(backbone, forget=forget, held_out={"held_out": held}, decoded=0, paraphrases=False)
+    return {**clock.to_dict(), **depth, "n": len(forget), "sets": measuring(backbone, memory.attached(backbone))}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["testbed"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--trust-remote-code", action="store_true")
+    parser.add_argument("--least", type=int, default=30)
+    parser.add_argument("--out", type=Path, default=FOLDER)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    table = []
+    for source in args.models:
+        backbone = tr.load(source, device=args.device, trust_remote_code=args.trust_remote_code)
+        results = Results(args.out / "transfer.json", about(backbone, seed=0))
+        facts = known(backbone, bundled_facts("relations"))
+        label = source if source == "testbed" else Path(source).name
+        if len(facts) < args.least:
+            print(f"{label}: knows {len(facts)} of these facts, fewer than {args.least}; left out.")
+            continue
+        for name in CONFIGURATIONS:
+            depends = {"setting": asdict(OURS[name]), "facts": facts.ids}
+            row = results.row(
+                f"{label}, {name}", depends, lambda name=name, b=backbone, facts=facts: measure(b, name, facts)
+            )
+            forget, held = row["sets"]["forget"], row["sets"]["held_out"]
+            table.append([
+                label, name, row["layer"], row["n"], f"{forget['delta']:+.1f}", f"{forget['highest']:+.1f}",
+                f"{held['delta']:+.2f}", f"{held['lowest']:+.1f}",
+            ])  # fmt: skip
+        results.save()
+    columns = [
+        "backbone", "configuration", "block", "facts", "forget Δ, nats", "least forgotten", "held-out Δ",
+        "held-out, worst",
+    ]  # fmt: skip
+    print(markdown(columns, table))
+
+
+if __name__ == "__main__":
+    main()

@@ -57,6 +57,14 @@ PYBIND11_MODULE(_C, m) {
       },
       nogil);
   m.def(
+      "expand_add_cpu",
+      [](Address h, Address c, Address values, Address index, Address out, int64_t first, int64_t count, int64_t d,
+         int64_t columns, int64_t k, double alpha, int dtype, int threads) {
+        timerome::expand_add_cpu({at<void>(h), at<float>(c), at<float>(values), at<int64_t>(index), at<void>(out), first,
+                                  count, d, columns, k, float(alpha), dtype, threads});
+      },
+      nogil);
+  m.def(
       "cholesky_append_cpu",
       [](Address L, Address g, double gnn, Address out, int64_t n) {
         return timerome::cholesky_append_cpu(at<double>(L), at<double>(g), gnn, at<double>(out), n);

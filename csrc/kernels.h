@@ -30,6 +30,20 @@ struct LowrankCpu {
 bool lowrank_cpu_supported();  // whether this processor has what it is written for
 void lowrank_cpu(const LowrankCpu& arguments);
 
+// out = h + alpha S_k(c D) on `count` rows: those from `first` on, or those that index names. The residual never leaves
+// the cache. Where lowrank_cpu is supported.
+struct ExpandAddCpu {
+  const void* h;
+  const float* c;        // (count, m)
+  const float* values;   // (m, d)
+  const int64_t* index;  // which rows of h and out, may be null
+  void* out;             // may be h
+  int64_t first, count, d, m, k;
+  float alpha;
+  int dtype, threads;
+};
+void expand_add_cpu(const ExpandAddCpu& arguments);
+
 // out (n+1, n+1) = Cholesky factor of [[L L^T, g], [g^T, gnn]]. Returns false, out undefined, when that is not
 // positive definite.
 bool cholesky_append_cpu(const double* L, const double* g, double gnn, double* out, int64_t n);

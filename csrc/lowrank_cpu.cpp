@@ -189,6 +189,11 @@ unsigned edit_block(const LowrankCpu& a, const int64_t* place, int rows, const f
   return edited;
 }
 
+// A thread is woken for about 50 microseconds of work.
+int threads_for(int64_t rows, int64_t d, int64_t products, int most) {
+  return int(std::max<int64_t>(1, std::min<int64_t>(most, rows * d * (products + 8) / (1 << 20))));
+}
+
 #endif  // TIMEROME_VECTORS
 
 }  // namespace
@@ -202,8 +207,7 @@ void lowrank_cpu(const LowrankCpu& a) {
   if (a.gated)
     for (int64_t j = 0; j < a.m; j++) key_norm.push_back(norm(a.keys + j * a.d, a.d));
   const int64_t size = Scratch::size(a.d, a.n, a.m), bytes = a.d * element_size(a.dtype);
-  const int64_t work = (a.last - a.first) * a.d * (a.n + 8) / (1 << 20);  // a thread is woken for about 50 microseconds
-  const int threads = int(std::max<int64_t>(1, std::min<int64_t>(a.threads, work)));
+  const int threads = threads_for(a.last - a.first, a.d, a.n, a.threads);
   std::vector<float> scratch(size_t(threads) * size);  // out here: nothing may throw inside the parallel loop
 #ifdef _OPENMP
 #pragma omp parallel num_threads(threads)
@@ -237,10 +241,43 @@ void lowrank_cpu(const LowrankCpu& a) {
   }
 }
 
+void expand_add_cpu(const ExpandAddCpu& a) {
+  const int threads = threads_for(a.count, a.d, a.m, a.threads);
+  const int64_t size = Scratch::size(a.d, 0, a.m), bytes = a.d * element_size(a.dtype);
+  std::vector<float> scratch(size_t(threads) * size);  // out here: nothing may throw inside the parallel loop
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads)
+#endif
+  {
+#ifdef _OPENMP
+    const Scratch s(scratch.data() + omp_get_thread_num() * size, a.d, 0);
+#pragma omp for schedule(dynamic, 4)
+#else
+    const Scratch s(scratch.data(), a.d, 0);
+#endif
+    for (int64_t start = 0; start < a.count; start += kRows) {
+      const int rows = int(std::min<int64_t>(kRows, a.count - start));
+      const float* c = a.c + start * a.m;
+      if (rows < kRows) {
+        std::copy(c, c + rows * a.m, s.c);
+        std::fill(s.c + rows * a.m, s.c + kRows * a.m, 0.0f);
+        c = s.c;
+      }
+      expand(c, a.values, s.residual, s.ld, a.d, a.m);
+      for (int r = 0; r < rows; r++) {
+        const int64_t at = (a.index ? a.index[start + r] : a.first + start + r) * bytes;
+        sparsify_add_row_cpu(static_cast<const char*>(a.h) + at, s.residual + r * s.ld, static_cast<char*>(a.out) + at,
+                             a.d, a.k, a.alpha, a.dtype, s.some);
+      }
+    }
+  }
+}
+
 #else
 
 bool lowrank_cpu_supported() { return false; }
 void lowrank_cpu(const LowrankCpu&) {}
+void expand_add_cpu(const ExpandAddCpu&) {}
 
 #endif
 

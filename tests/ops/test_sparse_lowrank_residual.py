@@ -10,6 +10,7 @@ from timerome.ops import (
     kept_count,
     ridge_cholesky,
     sparse_lowrank_residual,
+    sparse_lowrank_residual_,
     sparse_lowrank_residual_reference,
 )
 from timerome.ops._lowrank_cuda import product
@@ -300,18 +301,28 @@ def test_bad_sparsity():
 )
 @pytest.mark.parametrize("gate", [None, 0.02])
 def test_ways_of_the_cpu(shape, n, m, gate, dtype, monkeypatch):
-    """One compiled pass, products in blocks, and the definition agree, also where a vector does not divide a row."""
+    """One compiled pass, products and expansion or products alone, in blocks, and the definition agree.
+
+    Also where a vector does not divide a row, or a block the rows.
+    """
     h, keys, coef, values = case(shape, n, m, dtype)
     options = {"mean": torch.randn(shape[-1]) / 10, "gate_threshold": gate, "row_mask": torch.rand(shape[:-1]) < 0.7}
-    options |= {"sparsity": 0.5, "return_hits": True}
+    options |= {"sparsity": 0.5}
+    in_place = dict(options)
+    options["return_hits"] = True
     wanted, wanted_hits = sparse_lowrank_residual_reference(h, keys, coef, values, **options)
     ways = [sparse_lowrank_residual(h, keys, coef, values, **options)]
     few = _lowrank._few_keys_cpu
     monkeypatch.setattr(_lowrank, "_few_keys_cpu", lambda *a: pytest.fail("not the way that was meant"))
     monkeypatch.setattr(_lowrank, "few_keys", lambda *a: False)
     for block in (_lowrank._BLOCK, 40 * shape[-1]):
-        monkeypatch.setattr(_lowrank, "_BLOCK", block)
-        ways.append(sparse_lowrank_residual(h, keys, coef, values, **options))
+        for most in (0, 64):
+            monkeypatch.setattr(_lowrank, "_BLOCK", block)
+            monkeypatch.setattr(_lowrank, "_FEW_VALUES", most)
+            ways.append(sparse_lowrank_residual(h, keys, coef, values, **options))
+            changed = h.clone()
+            hits = sparse_lowrank_residual_(changed, keys, coef, values, **in_place)
+            ways.append((changed, hits))
     monkeypatch.setattr(_lowrank, "_few_keys_cpu", few)
     eps = torch.finfo(dtype).eps
     for out, hits in ways:
@@ -319,3 +330,17 @@ def test_ways_of_the_cpu(shape, n, m, gate, dtype, monkeypatch):
         close = torch.isclose(out.float(), wanted.float(), rtol=eps, atol=1e-4)
         assert close.float().mean() > 0.999
     assert 0 < wanted_hits.sum() < torch.tensor(shape[:-1]).prod()
+
+
+@pytest.mark.parametrize("mean", [False, True])
+def test_nothing_to_select(mean):
+    """Every entry of every row: one product more does it all, in place too."""
+    h, keys, coef, values = case((3, 9, 40), 5, 3)
+    options = {"alpha": 0.7, "mean": torch.randn(40) if mean else None}
+    wanted, wanted_hits = sparse_lowrank_residual_reference(h, keys, coef, values, **options, return_hits=True)
+    out, hits = sparse_lowrank_residual(h, keys, coef, values, **options, return_hits=True)
+    changed = h.clone()
+    hits_in_place = sparse_lowrank_residual_(changed, keys, coef, values, **options)
+    for found in (out, changed):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert torch.equal(hits, wanted_hits) and torch.equal(hits_in_place, wanted_hits)

@@ -13,7 +13,6 @@ from ..ops import (
     kept_count,
     sparse_lowrank_residual,
     sparse_lowrank_residual_,
-    sparse_lowrank_residual_reference,
     sparsify_add,
     sparsify_add_,
     sparsify_add_reference,
@@ -94,9 +93,6 @@ def make(setup: Setup, t: int, d: int, n: int, q: float, share: float | str) -> 
     }
     for name, function in _eager(k == d, tau is not None).items():
         rivals[name] = Rival(partial(function, h, keys, coef, values, k, tau))
-    rivals["reference"] = Rival(
-        lambda: sparse_lowrank_residual_reference(h, keys, coef, values, **options), torch=False
-    )
     if k < d and tau is None:
         rivals["torch.compile"] = Rival(lambda: compiled(dense_kthvalue)(h, keys, coef, values, k, tau))
         if setup.device.type == "cuda":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import statistics as stats
 import time
 from collections.abc import Callable
@@ -75,9 +76,11 @@ def race(
         once += seconds * repeats[name]
     rounds = max(least, min(most, int(budget / max(once, 1e-9))))
     samples: dict[str, list[float]] = {name: [] for name in rivals}
+    order, shuffle = list(rivals), random.Random(0).shuffle
     for _ in range(rounds):
-        for name, call in rivals.items():
-            samples[name].append(clock(call, repeats[name]))
+        shuffle(order)  # or one of them would always find the cache as the same other left it
+        for name in order:
+            samples[name].append(clock(rivals[name], repeats[name]))
     return {name: Timing(tuple(taken)) for name, taken in samples.items()}
 
 

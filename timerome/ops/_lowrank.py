@@ -192,14 +192,20 @@ def bounds_of(edit: Edit) -> list[list[int]]:
 
 _BLOCK = 1 << 22  # entries of a block of rows: 16 MiB of float32; with fewer rows, a BLAS product gets slower
 _FEW = 25_000_000  # entries of h times keys
+_FEW_VALUES = 64
 
 
 def _cpu(h: Tensor, edit: Edit, out: Tensor) -> Tensor:
     """Write the result to out, which may be h; both are contiguous. Returns the hits."""
-    c = _backend.compiled()
-    # An extension that was built before this kernel existed has no such attribute.
-    if c is not None and few_keys(h, edit) and getattr(c, "lowrank_cpu_supported", False):
-        return _few_keys_cpu(c, h, edit, out)
+    if _all_of_it(h, edit):
+        with full_float32("cpu"):
+            x = rows_of(h) if edit.mean is None else rows_of(h) - edit.mean
+            c = (x @ edit.keys.float().mT) @ edit.coef
+            torch.addmm(rows_of(h), c, edit.values.float(), alpha=edit.alpha, out=rows_of(out))
+        return torch.full(h.shape[:-2], h.shape[-2], dtype=torch.int64)
+    own = _vectors()
+    if own is not None and few_keys(h, edit):
+        return _few_keys_cpu(own, h, edit, out)
     rows, result = rows_of(h), rows_of(out)
     mask = None if edit.row_mask is None else edit.row_mask.reshape(-1)
     active = torch.zeros(rows.shape[0], dtype=torch.bool)
@@ -212,6 +218,18 @@ def _cpu(h: Tensor, edit: Edit, out: Tensor) -> Tensor:
             system = system_of(edit, s, bounds)
             _edit_run(rows, result, active, start, stop, system, mask, edit)
     return active.view(h.shape[:-1]).sum(-1)
+
+
+def _all_of_it(h: Tensor, edit: Edit) -> bool:
+    """Whether there is nothing to select: neither entries nor rows, and one system for all."""
+    chosen = edit.row_mask is not None or edit.edit_set is not None or edit.gate_threshold is not None
+    return h.dtype == torch.float32 and edit.k == h.shape[-1] and edit.keys.shape[0] > 0 and not chosen
+
+
+def _vectors() -> ModuleType | None:
+    """The extension, if it has products of its own for this processor."""
+    c = _backend.compiled()
+    return c if c is not None and c.lowrank_cpu_supported else None
 
 
 def few_keys(h: Tensor, edit: Edit) -> bool:
@@ -295,6 +313,7 @@ def _edit_run(
     keys, coef, values, mean = system
     d, m = rows.shape[1], coef.shape[1]
     tau = edit.gate_threshold
+    few = _vectors() if 0 < m <= _FEW_VALUES else None
     key_norm = None if tau is None else torch.linalg.vector_norm(keys[:m], dim=-1)
     chosen = None  # row numbers, where the mask leaves some out
     if mask is not None and not mask[start:stop].all():
@@ -328,6 +347,10 @@ def _edit_run(
         if count == 0:
             continue
         c = scores @ coef
+        active[slice(start + i, start + j) if index is None else index] = True
+        if few is not None:
+            _expand_add(few, rows, c, values, index, start + i, edit, result)
+            continue
         if index is None and reuse:
             r = torch.mm(c, values, out=result[start + i : start + j])
         else:
@@ -335,13 +358,40 @@ def _edit_run(
                 r_buffer = rows.new_empty(size, d, dtype=torch.float32)
             r = torch.mm(c, values, out=r_buffer[:count])
         if index is None:
-            active[start + i : start + j] = True
             write_cpu(rows[start + i : start + j], r, None, edit.alpha, edit.k, result[start + i : start + j])
         else:
-            active[index] = True
             part = rows[index]
             write_cpu(part, r, None, edit.alpha, edit.k, part)
             result[index] = part
+
+
+def _expand_add(
+    c: ModuleType,
+    rows: Tensor,
+    coefficients: Tensor,
+    values: Tensor,
+    index: Tensor | None,
+    first: int,
+    edit: Edit,
+    result: Tensor,
+) -> None:
+    """Multiply, select and add in one compiled pass, on the rows from ``first`` on or on those of ``index``."""
+    coefficients, values = coefficients.contiguous(), values.contiguous()
+    c.expand_add_cpu(
+        rows.data_ptr(),
+        coefficients.data_ptr(),
+        values.data_ptr(),
+        0 if index is None else index.data_ptr(),
+        result.data_ptr(),
+        first,
+        coefficients.shape[0],
+        rows.shape[1],
+        values.shape[0],
+        edit.k,
+        edit.alpha,
+        DTYPES[rows.dtype],
+        torch.get_num_threads(),
+    )
 
 
 # --- Registration.

@@ -1,4 +1,5 @@
-// What CUDA can be used here. Called on the first CUDA tensor, never at import: a CUDA call before a fork breaks workers.
+// What CUDA can be used here. Called on the first CUDA tensor, never at import: a CUDA call before a fork breaks
+// workers.
 #include "cuda_common.cuh"
 #include "kernels.h"
 

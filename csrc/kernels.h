@@ -11,8 +11,8 @@ namespace timerome {
 void sparsify_add_cpu(const void* h, const float* r, void* out, const uint8_t* mask, int64_t rows, int64_t d, int64_t k,
                       float alpha, int dtype, int threads);
 
-// out = h + alpha S_k((h - mean) K^T A D) on the rows first .. last - 1 that mask and gate let through, h elsewhere: all
-// of it in one pass, for few keys.
+// out = h + alpha S_k((h - mean) K^T A D) on the rows first .. last - 1 that mask and gate let through, h elsewhere:
+// all of it in one pass, for few keys.
 struct LowrankCpu {
   const void* h;
   const float* keys;    // (n, d)
@@ -59,13 +59,13 @@ int sparsify_add_cuda(const void* h, const float* r, void* out, const uint8_t* m
 // not written. d is a multiple of 4, matrices start on 16 bytes, keys and values are float32 or bfloat16.
 struct LowrankCuda {
   void* h;
-  const void* keys;    // (n, d)
-  const float* coef;   // (n, m)
-  const void* values;  // (m, d)
-  const float* mean;   // (d), may be null
-  const uint8_t* mask;  // by row, may be null
-  float* c;            // scratch: (rows, m rounded up to 16)
-  int64_t* active;     // scratch: (rows)
+  const void* keys;           // (n, d)
+  const float* coef;          // (n, m)
+  const void* values;         // (m, d)
+  const float* mean;          // (d), may be null
+  const uint8_t* mask;        // by row, may be null
+  float* c;                   // scratch: (rows, m rounded up to 16)
+  int64_t* active;            // scratch: (rows)
   unsigned long long* count;  // how many rows were let through; zero before
   unsigned long long* hits;   // the same by sequence of `length` rows
   int64_t rows, length, d, n, m, k;
@@ -78,8 +78,8 @@ int lowrank_cuda_max_d(int device, int64_t* d);
 int lowrank_cuda(const LowrankCuda& arguments, int device, void* stream);
 
 // Inverse and Cholesky factor of G + rho I in float64, each system in the shared memory of one block of threads: the
-// lower triangles of gram (batch, n, n), of which lengths (batch) says how much counts, null for n; ridge, info (systems)
-// and inverse, cholesky (systems, n, n), systems a multiple of batch. The largest n depends on the device.
+// lower triangles of gram (batch, n, n), of which lengths (batch) says how much counts, null for n; ridge, info
+// (systems) and inverse, cholesky (systems, n, n), systems a multiple of batch. The largest n depends on the device.
 int ridge_cuda_max_n(int device, int64_t* n);
 int ridge_cuda(const double* gram, const double* ridge, const int64_t* lengths, double* inverse, double* cholesky,
                int* info, int64_t systems, int64_t batch, int64_t n, int device, void* stream);

@@ -5,8 +5,8 @@
 // that pass; apply_small makes and adds the residual of those. So a row that does not pass costs one reading.
 //
 // Products run on the tensor cores, in bfloat16 with float32 sums, and are as good as float32 ones: a float32 is the
-// exact sum of three bfloat16s, and each of the three products of parts that are large enough to count is made. The
-// tensor cores' own sums are cut off rather than rounded, so they are kept to 16 terms and added up outside.
+// exact sum of three bfloat16s, and all products of two parts that are large enough to count are made. The tensor
+// cores' own sums are cut off rather than rounded, so they are kept to a group of 16 columns and added up outside.
 #pragma once
 #include <math.h>
 
@@ -21,7 +21,7 @@ constexpr int kApplyRows = 8;   // rows of a block of apply_small: the other sid
 constexpr int kApplyWarps = 16;
 template <int kTiles>
 constexpr int kScoreWarps = 128 / kTiles;  // as many as their registers allow
-constexpr int kBinWords = 1024;  // 2048 counters of 16 bits, which is enough for a row
+constexpr int kBinWords = 1024;            // 2048 counters of 16 bits, which is enough for a row
 
 template <class T>
 constexpr int kPartsOf = sizeof(T) == 4 ? 3 : 1;  // of float and bfloat16

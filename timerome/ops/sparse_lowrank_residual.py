@@ -107,6 +107,7 @@ def sparse_lowrank_residual(
     Precision: s, c and r are float32 whatever the dtypes, autocast and TF32 settings (A is close to singular when keys
     share a direction, and then scores rounded to bfloat16 are wrong by 100 % and more). Products with bfloat16 ``h``
     and ``keys`` or ``values`` on a GPU read bfloat16 operands and accumulate in float32; c is rounded to bfloat16 then.
+    There, with few keys, a row that holds an infinity counts as NaN.
     For the same reason never fold A into D. The last step is :func:`~timerome.ops.sparsify_add`, exact for a given r.
 
     With ``edit_set`` each sequence uses a system of its own: pack them with :func:`~timerome.ops.pack_edit_sets` and

@@ -1,8 +1,8 @@
 // A CUDA block on the CPU, for tests: one fibre per CUDA thread, blocks run one after another on one OS thread.
 //
 // Include the CUDA headers that the kernel needs first, then this, then the kernel's header. It shows wrong arithmetic,
-// wrong indices, divergent barriers, stray writes and most barriers that are missing; other races and timing it does not
-// show, for which a GPU is needed.
+// wrong indices, divergent barriers, stray writes and most barriers that are missing; other races and timing it does
+// not show, for which a GPU is needed.
 #pragma once
 #include <ucontext.h>
 
@@ -49,7 +49,7 @@ inline int current;
 inline Index block, grid;
 inline int threads;
 inline int votes[1024];
-inline std::vector<uint64_t> shared;    // the shared memory whose size is given at the launch, and a guard behind it
+inline std::vector<uint64_t> shared;  // the shared memory whose size is given at the launch, and a guard behind it
 constexpr uint64_t kGarbage = 0xfff1a5a5a5a5a5a5;  // a NaN, as float and as double
 
 inline void run_body() {
@@ -88,8 +88,8 @@ inline void run_block() {
     f.turn = 0;
     makecontext(&f.context, run_body, 0);
   }
-  // One warp after the other goes as far as it can, from the first on in even blocks, from the last on in odd ones: if a
-  // barrier is missing, some thread comes far too early.
+  // One warp after the other goes as far as it can, from the first on in even blocks, from the last on in odd ones: if
+  // a barrier is missing, some thread comes far too early.
   const int warps = (threads + 31) / 32;
   for (;;) {
     for (int i = 0; i < warps; i++) {
@@ -207,9 +207,7 @@ inline void mma(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2])
   struct Operands {
     uint32_t a[4], b[2];
   };
-  const auto entry = [](uint32_t pair, int i) {
-    return __uint_as_float(i ? pair & 0xffff0000u : pair << 16);
-  };
+  const auto entry = [](uint32_t pair, int i) { return __uint_as_float(i ? pair & 0xffff0000u : pair << 16); };
   const int g = emulator::current % 32 / 4, q = emulator::current % 4;
   emulator::exchange(Operands{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}}, [&](const Operands* of) {
     for (int i = 0; i < 4; i++) {

@@ -118,10 +118,11 @@ def test_generate_with_and_without_a_memory(work, tmp_path):
 
 def test_trace_then_edit_at_what_it_found(work, tmp_path):
     out = tmp_path / "trace"
-    how = ["--steps", "2", "--draws", "1", "--modules", "[block]", "--roles", "[object]", "--quiet"]
+    how = ["--steps", "2", "--draws", "3", "--prune", "0.05", "--modules", "[block]", "--roles", "[object]", "--quiet"]
     found = run("trace", "--facts", work / "facts.jsonl", "--out", out, *how, json_path=tmp_path / "trace.json")
-    assert {path.name for path in out.iterdir()} >= {"trace.safetensors", "tie_heatmap.png", "checkpoint.jsonl"}
-    assert found["best"]["module"] == "block"
+    pictures = {"tie_heatmap.png", "tie_steps.png", "tie_facts.png"}
+    assert {path.name for path in out.iterdir()} >= {"trace.safetensors", "checkpoint.jsonl", *pictures}
+    assert found["best"]["module"] == "block" and found["settings"]["prune"] == 0.05
     # The same again goes on from the checkpoint, to the same result.
     again = run("trace", "--facts", work / "facts.jsonl", "--out", out, *how, json_path=tmp_path / "again.json")
     assert again == found

@@ -80,6 +80,7 @@ def trace(
     canvas: int | None = None,
     steps: int = 8,
     draws: int = 4,
+    prune: float | None = None,
     seed: int = 0,
     device: str = "cpu",
     trust_remote_code: bool = False,
@@ -89,7 +90,7 @@ def trace(
     Args:
         progress: shows how far it is.
         facts: JSONL file, or a bundled set such as tofu:forget01.
-        out: folder for the trace, its heatmap and a checkpoint from which a stopped run resumes.
+        out: folder for the trace, its pictures and a checkpoint from which a stopped run resumes.
         model: testbed, a folder, or a Hub id.
         limit: trace only the first so many facts.
         modules: which parts of a block, as a list: [block,attn,mlp] is all of them, and the default.
@@ -99,6 +100,7 @@ def trace(
         canvas: answer positions; exactly the answer's tokens by default.
         steps: denoising steps.
         draws: of the corruption, a fact.
+        prune: chance of losing a fact's best coordinate, for which those far behind are dropped; none are by default.
         seed: of every draw.
         device: where to run.
         trust_remote_code: run modelling code that comes with the checkpoint.
@@ -112,6 +114,7 @@ def trace(
         tracer = CausalTracer(
             backbone,
             draws=draws,
+            prune=prune,
             window=window,
             corruption=corruption,
             canvas=canvas,
@@ -126,6 +129,8 @@ def trace(
     rows = [(name.replace("_", " "), _short(value)) for name, value in summary.items() if value not in (None, {})]
     if "best" in summary:
         result.plot(out / "tie_heatmap.png")
+        result.plot(out / "tie_steps.png", kind="steps")
+        result.plot(out / "tie_facts.png", kind="facts")
     _table(f"trace of {len(chosen)} facts", ("what", "value"), rows)
     _say(f"written to {out}")
     return {"out": str(out), "n": len(chosen), "backbone": result.backbone, "settings": result.settings, **summary}

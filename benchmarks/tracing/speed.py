@@ -26,6 +26,7 @@ from tests.tracing import naive
 from timerome.diffusion import SamplerConfig, encode
 from timerome.facts import Fact, FactSet
 from timerome.functional.corruption import seeded_generator
+from timerome.functional.effects import TIED
 from timerome.splits import bundled_facts
 from timerome.tracing.corrupted_inputs import corrupted_inputs
 from timerome.tracing.one_fact import OneFact
@@ -217,6 +218,7 @@ def main() -> None:
         "largest_difference": max(row["largest_difference"] for row in plain),
         "facts_and_windows": len(traceable),
         "same_choice": sum(row["same"] for row in traceable) / len(traceable),
+        "same_or_tied": sum(row["loss"] <= TIED for row in traceable) / len(traceable),
         "largest_loss": max(row["loss"] for row in traceable),
         "draws_made": float(np.mean([row["draws_made"] for row in traceable])),
         "batched_over_pruned": sum(row["batched"] for row in traceable)

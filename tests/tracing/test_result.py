@@ -131,6 +131,27 @@ def test_one_fact_gives_no_interval():
     json.dumps(summary, allow_nan=False)
 
 
+def test_the_summary_has_everything_a_claim_is_judged_by():
+    """Interval, both controls, correction for all cells, both gains of the step, stability under halving."""
+    tie = np.random.default_rng(0).normal(0.0, 0.05, (12, 3, 2, 1))
+    tie[:, 1, 0] += 0.9
+    result = made_up(tie, window="from", permuted=np.repeat([[0.9, 0.3]], 12, axis=0))
+    summary = result.summary()
+    assert summary["best"] == {"layer": 1, "module": "block", "step": 0, "role": "object"}
+    for name, interval in {
+        "best_effect": result.interval(result.best()),
+        "temporal_gain": result.temporal_gain(),
+        "temporal_gain_over_every_step": result.temporal_gain("every_step"),
+    }.items():
+        assert summary[name] == pytest.approx(list(interval[:3])), name
+    assert summary["best_minus_permuted_steps"] == pytest.approx([0.6] * 3)
+    assert summary["random_site"] == [0.0, 0.0, 0.0] and summary["best_minus_random_site"][1] > 0.8
+    assert summary["p_corrected"] == float(result.p_values().min()) and summary["coordinates"] == 6
+    assert summary["above_random_site"] == 1 and not summary["flat"]
+    assert summary["split_half"] == result.stability()._asdict() and summary["split_half"]["same_cell"] == 1.0
+    json.dumps(summary, allow_nan=False)
+
+
 def test_table_is_sorted_and_has_the_control(trace):
     rows = trace.table(5)
     assert len(rows) == 5 and [r["tie"] for r in rows] == sorted((r["tie"] for r in rows), reverse=True)

@@ -66,8 +66,8 @@ PYBIND11_MODULE(_C, m) {
       nogil);
   m.def(
       "cholesky_append_cpu",
-      [](Address L, Address g, double gnn, Address out, int64_t n) {
-        return timerome::cholesky_append_cpu(at<double>(L), at<double>(g), gnn, at<double>(out), n);
+      [](Address L, int64_t ldl, Address g, double gnn, Address out, int64_t ldo, int64_t n) {
+        return timerome::cholesky_append_cpu(at<double>(L), ldl, at<double>(g), gnn, at<double>(out), ldo, n);
       },
       nogil);
   m.def(

@@ -3,38 +3,41 @@
 #include <cmath>
 #include <vector>
 
+#include "clones.h"
 #include "kernels.h"
 
 namespace timerome {
 namespace {
 
-// Eight partial sums, so that the compiler may vectorise without being allowed to reorder sums in general.
-double dot(const double* x, const double* y, int64_t n) {
-  double part[8] = {};
+// Thirty-two partial sums, so that the compiler may vectorise without being allowed to reorder sums in general.
+TIMEROME_CLONES double dot(const double* x, const double* y, int64_t n) {
+  double part[32] = {};
   int64_t i = 0;
-  for (; i + 8 <= n; i += 8)
-    for (int j = 0; j < 8; j++) part[j] += x[i + j] * y[i + j];
+  for (; i + 32 <= n; i += 32)
+    for (int j = 0; j < 32; j++) part[j] += x[i + j] * y[i + j];
   double sum = 0;
   for (; i < n; i++) sum += x[i] * y[i];
-  for (double p : part) sum += p;
-  return sum;
+  for (int width = 16; width > 0; width /= 2)
+    for (int j = 0; j < width; j++) part[j] += part[j + width];
+  return sum + part[0];
 }
 
 }  // namespace
 
-bool cholesky_append_cpu(const double* L, const double* g, double gnn, double* out, int64_t n) {
-  const int64_t m = n + 1;
-  double* last = out + n * m;  // the new row: L x = g, then the pivot sqrt(gnn - x.x)
+int cholesky_append_cpu(const double* L, int64_t ldl, const double* g, double gnn, double* out, int64_t ldo, int64_t n) {
+  double* last = out + n * ldo;  // the new row: L x = g, then the pivot sqrt(gnn - x.x)
   for (int64_t i = 0; i < n; i++) {
-    const double* row = L + i * n;
-    std::copy(row, row + i + 1, out + i * m);
-    std::fill(out + i * m + i + 1, out + (i + 1) * m, 0.0);
+    const double* row = L + i * ldl;
+    double* to = out + i * ldo;
+    if (!(row[i] > 0) || !std::isfinite(row[i])) return 2;
+    if (to != row) std::fill(std::copy(row, row + i + 1, to), to + n, 0.0);
+    to[n] = 0.0;
     last[i] = (g[i] - dot(row, last, i)) / row[i];
   }
   const double pivot = gnn - dot(last, last, n);
-  if (!(pivot > 0) || !std::isfinite(pivot)) return false;
+  if (!(pivot > 0) || !std::isfinite(pivot)) return 1;
   last[n] = std::sqrt(pivot);
-  return true;
+  return 0;
 }
 
 // With row j gone, the rows below it keep their columns before j; their trailing block B, which had

@@ -44,9 +44,10 @@ struct ExpandAddCpu {
 };
 void expand_add_cpu(const ExpandAddCpu& arguments);
 
-// out (n+1, n+1) = Cholesky factor of [[L L^T, g], [g^T, gnn]]. Returns false, out undefined, when that is not
-// positive definite.
-bool cholesky_append_cpu(const double* L, const double* g, double gnn, double* out, int64_t n);
+// out (n+1, n+1) = Cholesky factor of [[L L^T, g], [g^T, gnn]]; rows are ldl and ldo apart. Where L is the corner of out,
+// only the new row and column are written. Returns 0; 1 when that is not positive definite, 2 when a diagonal entry of L
+// is not positive and finite: then out is undefined, but for a corner that is L.
+int cholesky_append_cpu(const double* L, int64_t ldl, const double* g, double gnn, double* out, int64_t ldo, int64_t n);
 
 // out (n-1, n-1) = Cholesky factor of L L^T without row and column j. Cannot fail.
 void cholesky_delete_cpu(const double* L, double* out, int64_t n, int64_t j);

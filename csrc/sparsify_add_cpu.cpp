@@ -8,17 +8,10 @@
 #include <omp.h>
 #endif
 
+#include "clones.h"
 #include "kernels.h"
 #include "rows_cpu.h"
 
-// Build the row loop for several instruction sets and let the loader choose: the wheel itself targets plain x86-64.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
-#include <immintrin.h>
-#define TIMEROME_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#define TIMEROME_AVX512
-#else
-#define TIMEROME_CLONES
-#endif
 #define TIMEROME_INLINE inline __attribute__((always_inline))
 
 namespace timerome {

@@ -115,7 +115,7 @@ def test_run_writes_resumes_and_plots(tmp_path: Path, monkeypatch: pytest.Monkey
     rows = bench.run("cholesky_rows", tmp_path, grid="quick", budget=0.01)
     with (tmp_path / "cholesky_rows.cpu.csv").open() as file:
         written = list(csv.DictReader(file))
-    assert [r["rival"] for r in written] == [r["rival"] for r in rows] and len(rows) == 12
+    assert [r["rival"] for r in written] == [r["rival"] for r in rows] and len(rows) == 14
     about = json.loads((tmp_path / "cholesky_rows.cpu.json").read_text())
     assert about["threads"] == torch.get_num_threads() and about["dtype"] == "float32" and about["ceilings"]
     assert (tmp_path / "cholesky_rows.cpu.png").stat().st_size > 1000

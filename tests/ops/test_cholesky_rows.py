@@ -128,3 +128,44 @@ def test_append_errors(append, factor, g, error, message):
 def test_delete_errors(delete, factor, j, error, message):
     with pytest.raises(error, match="^cholesky_delete: expected .*" + message):
         delete(factor, j)
+
+
+def test_a_factor_grows_inside_a_larger_tensor():
+    keys = torch.randn(7, 20, dtype=torch.float64)
+    gram = keys @ keys.T
+    room = torch.full((9, 9), torch.nan, dtype=torch.float64)
+    for n in range(7):
+        factor = cholesky_append(room[:n, :n], gram[n, :n], float(gram[n, n]), out=room[: n + 1, : n + 1])
+        assert factor.data_ptr() == room.data_ptr()
+    torch.testing.assert_close(room[:7, :7], torch.linalg.cholesky(gram))
+    assert room[7:].isnan().all() and room[:, 7:].isnan().all()
+    apart = torch.empty(8, 10, dtype=torch.float64)[:, :8]
+    again = cholesky_append(room[:7, :7], torch.zeros(7).double(), 4.0, out=apart)
+    assert again is apart and torch.equal(again[:7, :7], room[:7, :7]) and again[7, 7] == 2.0
+
+
+def test_a_failed_append_leaves_the_corner():
+    room = torch.eye(4, dtype=torch.float64)
+    before = room[:3, :3].clone()
+    with pytest.raises(NotPositiveDefiniteError):
+        cholesky_append(room[:3, :3], torch.ones(3).double(), 1.0, out=room)
+    assert torch.equal(room[:3, :3], before)
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        (torch.eye(4), "out in float64"),
+        (torch.eye(3).double(), r"out of shape \(4, 4\)"),
+        (torch.eye(4, 8).double()[:, ::2], "contiguous rows"),
+    ],
+)
+def test_bad_out_is_refused(out, message):
+    with pytest.raises(ValueError, match=message):
+        cholesky_append(torch.eye(3).double(), torch.zeros(3).double(), 1.0, out=out)
+
+
+def test_out_may_not_overlap_otherwise():
+    room = torch.eye(5, dtype=torch.float64)
+    with pytest.raises(ValueError, match="overlap"):
+        cholesky_append(room[1:4, 1:4], torch.zeros(3).double(), 1.0, out=room[:4, :4])

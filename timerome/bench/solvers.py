@@ -90,12 +90,15 @@ def make_row(setup: Setup, what: str, n: int) -> Case:
     whole = torch.linalg.cholesky(gram)
     if what == "append":
         cholesky, g, gnn, after = whole[:n, :n].contiguous(), gram[n, :n].contiguous(), float(gram[n, n]), gram
+        room = torch.zeros(n + 1, n + 1, dtype=torch.float64)
+        room[:n, :n] = cholesky
         ours = Rival(lambda: cholesky_append(cholesky, g, gnn), torch=False)
+        in_place = {"timerome, in place": Rival(lambda: cholesky_append(room[:n, :n], g, gnn, out=room), torch=False)}
     else:
         j = n // 2
         left = [i for i in range(n + 1) if i != j]
         after = gram[left][:, left].contiguous()
-        ours = Rival(lambda: cholesky_delete(whole, j), torch=False)
+        ours, in_place = Rival(lambda: cholesky_delete(whole, j), torch=False), {}
     truth = torch.linalg.cholesky(after)
 
     def error(found: Tensor) -> float:
@@ -108,6 +111,7 @@ def make_row(setup: Setup, what: str, n: int) -> Case:
 
     rivals = {
         "timerome": ours,
+        **in_place,
         "linalg.cholesky": Rival(lambda: torch.linalg.cholesky(after)),
         "cholesky and inverse": Rival(with_inverse, torch=False),
     }

@@ -128,12 +128,16 @@ class SharedSystem:
             keep = torch.ones(len(rows), dtype=torch.bool)
             keep[gone] = False
             rows = rows[keep]
-        for name, own in new:
-            n, rows = len(rows), torch.cat([rows, own])
-            ids += [name] * len(own)
-            for i in range(n, len(rows)) if by_row else ():
+        n, rows = len(rows), torch.cat([rows, *(own for _, own in new)])
+        ids += [name for name, own in new for _ in range(len(own))]
+        if by_row and len(rows) > n:
+            grown = factor.new_empty(len(rows), len(rows))
+            grown[:n, :n] = factor
+            for i in range(n, len(rows)):
                 gram = rows[: i + 1] @ rows[i]
-                factor = cholesky_append(factor, gram[:i], float(gram[i]) + self._penalty)
+                factor = cholesky_append(
+                    grown[:i, :i], gram[:i], float(gram[i]) + self._penalty, out=grown[: i + 1, : i + 1]
+                )
         # All at once, so that whatever interrupts this leaves rows and factor as they were.
         factor = factor if by_row else self._factor_of(rows)
         self._ids, self._parts, self._rows, self._factor = ids, dict(parts), rows, factor

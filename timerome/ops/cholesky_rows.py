@@ -15,7 +15,7 @@ from timerome.ops._arguments import check_tensors, integer, number
 from timerome.ops.ridge_cholesky import NotPositiveDefiniteError
 
 
-def cholesky_append(cholesky: Tensor, g: Tensor, gnn: float) -> Tensor:
+def cholesky_append(cholesky: Tensor, g: Tensor, gnn: float, *, out: Tensor | None = None) -> Tensor:
     r"""Append a row and a column to a factored matrix: the factor of [[L Lᵀ, g], [gᵀ, γ]], in O(n²).
 
     The new row of the factor is (L⁻¹ g, sqrt(γ − ‖L⁻¹ g‖²)). :func:`cholesky_append_reference` is the plain PyTorch
@@ -25,14 +25,19 @@ def cholesky_append(cholesky: Tensor, g: Tensor, gnn: float) -> Tensor:
         cholesky: L, lower triangular, shape ``(n, n)``, float64.
         g: inner products of the new key with the others, shape ``(n,)``, float64.
         gnn: γ, the squared norm of the new key plus the ridge.
+        out: where the new factor goes, shape ``(n + 1, n + 1)``, float64, rows contiguous; a new tensor by default.
+            ``cholesky`` may be ``out[:n, :n]``: then only the last row and column are written, and a factor that grows
+            inside a large enough tensor is never copied.
 
     Returns:
-        The new factor, shape ``(n + 1, n + 1)``, float64.
+        The new factor, shape ``(n + 1, n + 1)``, float64; ``out`` if it is given.
 
     Raises:
         TypeError: a dtype is not float64, or ``gnn`` no number.
-        ValueError: shapes or devices disagree, or a diagonal entry is not positive.
-        NotPositiveDefiniteError: the enlarged matrix is not positive definite.
+        ValueError: shapes or devices disagree, a diagonal entry is not positive, or ``out`` overlaps ``cholesky`` in
+            another way.
+        NotPositiveDefiniteError: the enlarged matrix is not positive definite. ``out`` is undefined then, but for a
+            corner that is ``cholesky``.
 
     Source: Golub and Van Loan, Matrix Computations, 4th edition, section 6.5.4.
 
@@ -45,11 +50,21 @@ def cholesky_append(cholesky: Tensor, g: Tensor, gnn: float) -> Tensor:
     """
     c = _backend.compiled()
     gnn = _check_append(cholesky, g, gnn)
-    if c is None or not cholesky.is_cpu:
-        return cholesky_append_reference(cholesky, g, gnn)
     n = cholesky.shape[0]
-    cholesky, g, out = cholesky.contiguous(), g.contiguous(), cholesky.new_empty(n + 1, n + 1)
-    if not c.cholesky_append_cpu(cholesky.data_ptr(), g.data_ptr(), gnn, out.data_ptr(), n):
+    if out is not None:
+        _check_out(cholesky, out)
+    if c is None or not cholesky.is_cpu:
+        grown = cholesky_append_reference(cholesky, g, gnn)
+        return grown if out is None else out.copy_(grown)
+    if cholesky.stride(1) != 1 and n > 1:
+        cholesky = cholesky.contiguous()
+    g, out = g.contiguous(), cholesky.new_empty(n + 1, n + 1) if out is None else out
+    status = c.cholesky_append_cpu(
+        cholesky.data_ptr(), cholesky.stride(0), g.data_ptr(), gnn, out.data_ptr(), out.stride(0), n
+    )
+    if status == 2:
+        _check_diagonal("cholesky_append", cholesky)
+    if status:
         raise _cannot_append(n)
     return out
 
@@ -76,6 +91,7 @@ def cholesky_append_reference(cholesky: Tensor, g: Tensor, gnn: float) -> Tensor
         tensor([[2.]], dtype=torch.float64)
     """
     gnn = _check_append(cholesky, g, gnn)
+    _check_diagonal("cholesky_append", cholesky)
     n = cholesky.shape[0]
     row = torch.linalg.solve_triangular(cholesky, g[:, None], upper=False)[:, 0]
     pivot = gnn - float(row @ row)
@@ -157,7 +173,10 @@ def _check_factor(name: str, cholesky: Tensor) -> None:
         raise ValueError(f"{name}: expected cholesky of shape (n, n), got {tuple(cholesky.shape)}.")
     if cholesky.is_meta:
         raise ValueError(f"{name}: expected cholesky to hold data, got a tensor on the meta device.")
-    # Rotations divide by the diagonal: without this, NaN would come out and nobody be told.
+
+
+def _check_diagonal(name: str, cholesky: Tensor) -> None:
+    """Refuse what substitution and rotations would divide by: NaN would come out and nobody be told."""
     low, high = cholesky.diagonal().aminmax() if len(cholesky) else (1.0, 1.0)
     if not 0.0 < float(low) <= float(high) < float("inf"):
         raise ValueError(
@@ -180,10 +199,28 @@ def _check_append(cholesky: Tensor, g: Tensor, gnn: float) -> float:
 
 def _check_delete(cholesky: Tensor, j: int) -> int:
     _check_factor("cholesky_delete", cholesky)
+    _check_diagonal("cholesky_delete", cholesky)
     j = integer("cholesky_delete", "j", j)
     if not 0 <= j < cholesky.shape[0]:
         raise ValueError(f"cholesky_delete: expected 0 <= j < n = {cholesky.shape[0]}, got {j}.")
     return j
+
+
+def _check_out(cholesky: Tensor, out: Tensor) -> None:
+    check_tensors("cholesky_append", out=out)
+    n = cholesky.shape[0]
+    if out.dtype != torch.float64 or out.device != cholesky.device:
+        raise ValueError(
+            f"cholesky_append: expected out in float64 on {cholesky.device}, got {out.dtype} on {out.device}."
+        )
+    if out.shape != (n + 1, n + 1) or out.stride(1) != 1:
+        raise ValueError(
+            f"cholesky_append: expected out of shape ({n + 1}, {n + 1}) with contiguous rows, got {tuple(out.shape)} "
+            f"with strides {out.stride()}."
+        )
+    corner = out.data_ptr() == cholesky.data_ptr() and (n < 2 or out.stride() == cholesky.stride())
+    if n and not corner and out.untyped_storage().data_ptr() == cholesky.untyped_storage().data_ptr():
+        raise ValueError("cholesky_append: expected cholesky to be out[:n, :n], or apart from out; they overlap.")
 
 
 def _cannot_append(n: int) -> NotPositiveDefiniteError:

@@ -1,0 +1,10 @@
+// Build a function for several instruction sets and let the loader choose: the wheel itself targets plain x86-64.
+#pragma once
+
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+#include <immintrin.h>
+#define TIMEROME_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define TIMEROME_AVX512
+#else
+#define TIMEROME_CLONES
+#endif

@@ -63,6 +63,34 @@ def same_subject(backbone: tr.Backbone, facts: tr.FactSet, wanted: Any) -> dict[
     }  # fmt: skip
 
 
+def by_floor(backbone: tr.Backbone, facts: tr.FactSet, floors: Sequence[float]) -> dict[str, Any]:
+    """The trade of the same-subject floor: false triggers and own questions found, as it is set and higher."""
+    split = editing_split()
+    base = None
+    counts: dict[str, dict[str, list[int]]] = {}
+    for turn in range(4):
+        edited = tr.FactSet(list(facts)[turn::4]).with_new_object(REFUSAL)
+        gate = tr.Gate(split.calibrate, related=split.related)
+        memory = (
+            tr.EditMemory.build(backbone, edited, estimator="lens", gate=gate, bank=bank(LONG, **STATES))
+            if base is None else renewed(backbone, base, edited)
+        )  # fmt: skip
+        base = base or memory
+        book = memory.book
+        assert book is not None
+        own = {fact.id: i for i, fact in enumerate(edited)}
+        asked = [(own.get(f.id, -1), p) for f in facts for p in (f.prompt, *f.paraphrases)]
+        seen = list(readings(backbone, memory, [p for _, p in asked], LONG))
+        for floor in (book.floor, *floors):
+            given = [i for reading in seen for i in replace(book, floor=floor).lookup(reading).tolist()]
+            row = counts.setdefault(f"{floor:.3f}", {"false": [0, 0], "own": [0, 0]})
+            for got, (right, _) in zip(given, asked, strict=True):
+                kind = "false" if right < 0 else "own"
+                row[kind][0] += got >= 0 if right < 0 else got == right
+                row[kind][1] += 1
+    return {floor: {kind: rate(*pair) for kind, pair in row.items()} for floor, row in counts.items()}
+
+
 def fresh_prompts(data: Path) -> dict[str, list[str]]:
     """Up to 200 prompts by source, none of which is a negative, an edited question, or a prompt of ``gates``."""
     knowedit = [p for file in sorted((data / "knowedit").glob("*/*.json")) for p in _strings(file, "prompt")]
@@ -117,6 +145,13 @@ def main() -> None:
         "same subject, unknown to the model", {"facts": 100},
         lambda: same_subject(backbone, unknown[300:], lambda fact: fact.object),
     )  # fmt: skip
+
+    floors = (0.8, 0.83, 0.86, 0.89, 0.92)
+    for name, some in (("validation", retain[220:300]), ("untouched", retain[:80])):
+        results.row(
+            f"same subject by floor, {name} authors", {"floors": floors},
+            lambda some=some: by_floor(backbone, some, floors),
+        )  # fmt: skip
 
     data = Path(arguments.data)
     facts = demo_split().forget.with_new_object(REFUSAL) + editing_split().relations

@@ -7,6 +7,7 @@ import torch
 
 import timerome as tr
 from tests.tiny import VOCAB, decoded_facts, tiny_dream, tiny_facts, tiny_llada
+from timerome.evaluation import NO_EDIT
 from timerome.evaluation.baselines import (
     ActivationSteering,
     Intervention,
@@ -161,7 +162,9 @@ def test_conditions_do_to_a_memorys_facts_what_the_memory_does(new):
     how = {"estimator": "lens" if new else "null", "bank": tr.BankConfig(canvases=(None,))}
     memory = tr.EditMemory.build(backbone, facts, coordinate=tr.Coordinate(2), **how)
     found = {c.name: c for c in baseline_conditions(backbone, memory)}
-    assert len({c.identity for c in found.values()}) == len(found) == 5
+    assert len({c.identity for c in (NO_EDIT, *found.values())}) == len(found) + 1 == 6
+    other = tr.EditMemory.build(backbone, facts[:1], coordinate=tr.Coordinate(2), **how)
+    assert not {c.identity for c in baseline_conditions(backbone, other)} & {c.identity for c in found.values()}
     assert {c.name: c.identity for c in baseline_conditions(backbone, memory)} == {
         n: c.identity for n, c in found.items()
     }

@@ -119,7 +119,7 @@ _DIT_REST: dict[str, Any] = {
 TESTBED = Architecture("testbed", ("TestbedModel",), **_LLAMA_PARTS, masks="padding")
 LLADA = Architecture(
     "llada",
-    ("LLaDAModelLM", "MMadaModelLM"),
+    ("LLaDAModelLM", "MMadaModelLM", "FastdLLMLLaDAModelLM"),
     blocks="model.transformer.blocks",
     # Attention and MLP are methods of the block; their last linear layers are what is added to the residual stream.
     attn="attn_out",
@@ -132,7 +132,9 @@ LLADA = Architecture(
     mask_token_id=126336,
 )
 # Its code takes any mask that broadcasts to 4-D; of the published files one coerces it to boolean, so it is boolean.
-DREAM = Architecture("dream", ("DreamModel",), **_LLAMA_PARTS, shift=1, masks="any", mask_token_id=151666)
+DREAM = Architecture(
+    "dream", ("DreamModel", "FastdLLMDreamModel"), **_LLAMA_PARTS, shift=1, masks="any", mask_token_id=151666
+)
 DIFFULLAMA = Architecture(
     "diffullama",
     ("DiscreteDiffusionModel",),

@@ -78,7 +78,7 @@ def main() -> None:
                         if edited.book is not None and kind != "forget":
                             edited.book.threshold, edited.book.floor = -2.0, -2.0
                         pair = compare(before(kind), changes(backbone, edited, facts))
-                        found[kind] = {"mean": pair.mean, "lowest": pair.lowest, "edited": pair.after.edited}
+                        found[kind] = {"mean": pair.mean, "lowest": pair.lowest, "edited": pair.after.edited_rows}
                     return found
 
                 depends = {"how": how, "factor": factor, "facts": {k: len(v) for k, v in sets.items()}}

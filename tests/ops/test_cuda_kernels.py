@@ -322,7 +322,7 @@ def check_lowrank(emulated_lowrank, h, keys, coef, values, *, k, alpha=1.0, mean
     h, out = h[active], out[active]
     eps = torch.finfo(h.dtype).eps
     wanted = h.double() + alpha * residual
-    is_kept = (out.double() - wanted).abs() <= alpha * slack + eps * wanted.abs() + 1e-30
+    is_kept = (out.double() - wanted).abs() <= abs(alpha) * slack + eps * wanted.abs() + 1e-30
     is_copied = bits(out) == bits(h)
     assert (is_kept | is_copied).all()
     threshold = residual.abs().topk(k).values[:, -1:]

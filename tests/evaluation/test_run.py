@@ -205,7 +205,7 @@ def test_a_process_that_was_killed_leaves_what_the_next_one_goes_on_from(done, t
     root = Path(__file__).resolve().parents[2]
     found = subprocess.run(
         [sys.executable, "-c", KILLED, str(data), str(tmp_path)], cwd=root, env={**os.environ, "PYTHONPATH": str(root)},
-        capture_output=True, timeout=120, check=False,
+        capture_output=True, timeout=280, check=False,
     )  # fmt: skip
     assert found.returncode == -signal.SIGKILL, found.stderr.decode()
     assert [p.name for p in tmp_path.iterdir()] == ["answers"]

@@ -131,8 +131,8 @@ def told(found: dict[str, Any]) -> str:
 
 def plot(path: Path, points: list[dict[str, Any]], summary: dict[str, dict[str, Any]]) -> None:
     """Effect against success, a panel a form; the data beside it."""
-    figure = figure_of(10.5, 3.6)
-    for axis, form in zip(figure.subplots(1, len(FORMS)), FORMS, strict=True):
+    figure = figure_of(3.6 * len(summary), 3.6)
+    for axis, form in zip(figure.subplots(1, len(summary), squeeze=False)[0], summary, strict=True):
         for module, (mark, fill) in MARKS.items():
             own = [p for p in points if p["form"] == form and p["module"] == module]
             axis.scatter(

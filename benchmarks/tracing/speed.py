@@ -168,6 +168,33 @@ def same_choice(backbone: tr.Backbone, fact: Fact, window: str, steps: int) -> d
     }  # fmt: skip
 
 
+def summarised(plain: list[dict[str, Any]], choices: list[dict[str, Any]]) -> dict[str, Any]:
+    """The rows in a few numbers: how many times less CPU, and how often pruning chose the same."""
+    traceable = [row for row in choices if "same" in row]
+    return {
+        **{
+            f"{name}_{which}": round(float(value), 1)
+            for name in ("times_faster", "times_faster_pruned", "times_faster_sites", "times_faster_sites_pruned")
+            for which, value in (
+                ("least", min(row[name] for row in plain)),
+                ("median", np.median([row[name] for row in plain])),
+                ("most", max(row[name] for row in plain)),
+                ("together", sum(row["plain_sites" if "sites" in name else "plain"] for row in plain)
+                 / sum(row["pruned" if "pruned" in name else "batched"] for row in plain)),
+            )
+        },
+        "compared": len(plain),
+        "largest_difference": max(row["largest_difference"] for row in plain),
+        "facts_and_windows": len(traceable),
+        "same_choice": sum(row["same"] for row in traceable) / len(traceable),
+        "same_or_tied": sum(row["loss"] <= TIED for row in traceable) / len(traceable),
+        "largest_loss": max(row["loss"] for row in traceable),
+        "draws_made": float(np.mean([row["draws_made"] for row in traceable])),
+        "batched_over_pruned": sum(row["batched"] for row in traceable)
+        / sum(row["pruned_seconds"] for row in traceable),
+    }  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer facts")
@@ -201,29 +228,7 @@ def main() -> None:
                         lambda f=fact, w=window: same_choice(backbone, f, w, 4),
                     )
                 )  # fmt: skip
-    traceable = [row for row in choices if "same" in row]
-    summary = {
-        **{
-            f"{name}_{which}": round(float(value), 1)
-            for name in ("times_faster", "times_faster_pruned", "times_faster_sites", "times_faster_sites_pruned")
-            for which, value in (
-                ("least", min(row[name] for row in plain)),
-                ("median", np.median([row[name] for row in plain])),
-                ("most", max(row[name] for row in plain)),
-                ("together", sum(row["plain_sites" if "sites" in name else "plain"] for row in plain)
-                 / sum(row["pruned" if "pruned" in name else "batched"] for row in plain)),
-            )
-        },
-        "compared": len(plain),
-        "largest_difference": max(row["largest_difference"] for row in plain),
-        "facts_and_windows": len(traceable),
-        "same_choice": sum(row["same"] for row in traceable) / len(traceable),
-        "same_or_tied": sum(row["loss"] <= TIED for row in traceable) / len(traceable),
-        "largest_loss": max(row["loss"] for row in traceable),
-        "draws_made": float(np.mean([row["draws_made"] for row in traceable])),
-        "batched_over_pruned": sum(row["batched"] for row in traceable)
-        / sum(row["pruned_seconds"] for row in traceable),
-    }  # fmt: skip
+    summary = summarised(plain, choices)
     results.save(summary=summary)
     print(summary)
 

@@ -461,7 +461,12 @@ def test_anything_is_taken_or_refused_and_by_every_form_alike(op, data):
     names = data.draw(
         st.lists(st.sampled_from(sorted({*arguments} - {"relative", "check"})), min_size=1, max_size=3, unique=True)
     )
-    arguments |= {name: data.draw(JUNK) for name in names}
+    for name in names:
+        value = arguments[name]
+        odd = JUNK
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            odd |= st.sampled_from([math.nan, math.inf, 0.0]).map(lambda x, like=value: torch.full_like(like, x))
+        arguments[name] = data.draw(odd)
     options = {"return_hits": True} if op.name == "sparse_lowrank_residual" else {}
     outcomes = [
         outcome(function, op.name, {**copies(arguments), **({} if function.__name__.endswith("_") else options)})
@@ -515,6 +520,13 @@ def test_nan_stays_in_its_row(data):
         spoiled_rows = function(**{**arguments, "h": h}).view_as(rows)
         others = torch.arange(len(rows)) != t
         assert torch.equal(spoiled_rows[others], clean.view_as(rows)[others])
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5])
+def test_strength_zero_hides_no_nan(sparsity):
+    arguments = torch.ones(2, 4), torch.full((1, 4), math.nan), torch.eye(1), torch.ones(1, 4)
+    for function in (sparse_lowrank_residual, sparse_lowrank_residual_reference):
+        assert function(*arguments, alpha=0.0, sparsity=sparsity).isnan().any()
 
 
 @pytest.mark.parametrize("function", [sparsify_add_, sparse_lowrank_residual_])

@@ -223,6 +223,7 @@ def _cpu(h: Tensor, edit: Edit, out: Tensor) -> Tensor:
 def _all_of_it(h: Tensor, edit: Edit) -> bool:
     """Whether there is nothing to select: neither entries nor rows, and one system for all."""
     chosen = edit.row_mask is not None or edit.edit_set is not None or edit.gate_threshold is not None
+    chosen = chosen or edit.alpha == 0  # for which a product would not be formed, and NaN in it not be seen
     return h.dtype == torch.float32 and edit.k == h.shape[-1] and edit.keys.shape[0] > 0 and not chosen
 
 

@@ -293,5 +293,5 @@ def test_states_that_are_shared_belong_to_one_fact(backbone: tr.Backbone) -> Non
     plain = tr.log_likelihood(backbone, sequences, estimator="onestep").log_prob
     with memory.attached(backbone):
         edited = tr.log_likelihood(backbone, sequences, estimator="onestep").log_prob
-    assert found.tolist() == pytest.approx([float(edited[0]), float(plain[1])], rel=1e-6)
+    assert found.tolist() == pytest.approx([float(edited[0]), float(plain[1])], rel=1e-5)
     assert not torch.allclose(edited, plain)

@@ -1,6 +1,6 @@
 """The whole: what a memory adds to a model's denoising.
 
-``testbed`` is the bundled model and the demo's memory of 40 forgotten facts: eight questions are decoded in 32 steps,
+``testbed`` is the bundled model and the demo's memory of 40 forgotten facts: four questions decoded, a token a step,
 such as it leaves alone (``held out``) or such as it edits (``forgotten``), finding out which included. The other models
 have the shapes of published ones and random weights, on which a step's cost does not depend: one forward pass, half of
 its tokens edited at one block.
@@ -113,11 +113,11 @@ def _demo_memory(device: torch.device) -> tuple[Backbone, EditMemory]:
 
 
 def _testbed(setup: Setup, canvas: int, what: str) -> Case:
-    """Decode eight questions, with the memory and without; ``held out`` ones must come out the same."""
+    """Decode four questions, with the memory and without; ``held out`` ones must come out the same."""
     with torch.inference_mode(False):
         backbone, memory = _demo_memory(setup.device)
-    split, steps = demo_split(), 32
-    prompts = [fact.prompt for fact in (split.held_out if what == "held out" else split.forget)[:8]]
+    split, steps = demo_split(), canvas
+    prompts = [fact.prompt for fact in (split.held_out if what == "held out" else split.forget)[:4]]
 
     def plain() -> list[str]:
         return generate(backbone, prompts, canvas=canvas, config=SamplerConfig(steps=steps))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -76,14 +77,29 @@ class Rows:
         return self._masked if role == "object" else ~self.canvas
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Batch:
-    """Sequences as last seen: ids and generated positions ``(B, L)``, what they ask, whether they ask nothing."""
+    """Sequences as last seen: ids and generated positions ``(B, L)``, what they ask, whether they ask nothing.
+
+    Attributes:
+        announced: the canvas that was announced with them.
+    """
 
     ids: Tensor
     generated: Tensor
     asked: tuple[Asked, ...]
     silent: Tensor
+    announced: Tensor | None
+
+    @cached_property
+    def canvas(self) -> Tensor:
+        """The positions generated for rows that ask something."""
+        return self.generated & ~self.silent[:, None]
+
+    @cached_property
+    def places(self) -> Tensor:
+        """Which place of the answer stands at each position."""
+        return self.canvas.cumsum(1) - 1
 
 
 class RowTracker:
@@ -141,9 +157,9 @@ class RowTracker:
             return Rows(ids, nowhere, 0, _NOT_THE_SAME, (), nowhere, nowhere.long())
         self._step = self._step + 1 if going_on else 0
         self._last = batch
-        canvas = batch.generated & ~batch.silent[:, None]
+        canvas = batch.canvas
         # On a model whose logits are shifted, position i predicts what stands at i + shift.
-        places = (canvas.cumsum(1) - 1).roll(-self.backbone.shift, 1)
+        places = batch.places.roll(-self.backbone.shift, 1) if self.backbone.shift else batch.places
         if columns is not None:
             canvas, places = canvas[:, columns], places[:, columns]
         masked = self.backbone.reads_from(canvas & (ids == mask_id))
@@ -175,6 +191,10 @@ class RowTracker:
     def _follow(self, ids: Tensor, sliced: bool) -> tuple[_Batch, bool]:
         """Return the batch of whole sequences, and whether every one goes on with one seen before."""
         masked = ids == self.backbone.mask_id
+        if not sliced and self._one_step_on(ids, masked):
+            assert self._last is not None
+            self._last.ids = ids
+            return self._last, True
         announced = None if sliced or self.backbone.canvas is None else self.backbone.canvas.to(ids.device)
         before = self._sources(ids, masked, announced, sliced)
         known = before >= 0
@@ -198,7 +218,21 @@ class RowTracker:
             states, places = torch.where(canvas, self.backbone.mask_id, ids).cpu(), canvas.cpu()
             new = (self._unpadded(state, place) for state, place in zip(states, places, strict=True))
             asked = [earlier or now for earlier, now in zip(asked, new, strict=True)]
-        return _Batch(ids, generated, tuple(a for a in asked if a), silent), bool(known.all())
+        announced = None if sliced else self.backbone.canvas
+        return _Batch(ids, generated, tuple(a for a in asked if a), silent, announced), bool(known.all())
+
+    def _one_step_on(self, ids: Tensor, masked: Tensor) -> bool:
+        """Whether every row plainly goes on where it stands, as nearly all forwards do: what follows is not needed."""
+        last, announced = self._last, self.backbone.canvas
+        if last is None or last.ids.shape != ids.shape or last.ids.device != ids.device:
+            return False
+        if announced is not last.announced and (
+            announced is None or last.announced is None or not torch.equal(announced, last.announced)
+        ):
+            return False
+        fixed = ~last.generated
+        begun_anew = (masked | fixed).all(1) & ~fixed.all(1)
+        return bool(((ids == last.ids) | last.generated).all() & ~begun_anew.any())
 
     def _unpadded(self, state: Tensor, canvas: Tensor) -> Asked:
         """What a row asks, without the special tokens before and after it that bring a batch to one length."""

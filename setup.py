@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parent
 CPP_SOURCES = ["csrc/bindings.cpp", "csrc/cholesky_cpu.cpp", "csrc/lowrank_cpu.cpp", "csrc/sparsify_add_cpu.cpp"]
 CUDA_SOURCES = ["csrc/cuda_probe.cu", "csrc/lowrank.cu", "csrc/ridge.cu", "csrc/sparsify_add.cu"]
 HEADERS = [
+    "csrc/clones.h",
     "csrc/cuda_common.cuh",
     "csrc/device.cuh",
     "csrc/kernels.h",

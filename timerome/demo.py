@@ -46,6 +46,7 @@ class Setting:
         protect: whether the split's protected facts get target zero.
         gate_layer: where sequences are addressed; None is no gate and one shared memory: paper mode.
         negatives: the gate is calibrated on so many of the split's, evenly over all of them; None takes all.
+        apart: whether the gate tells questions about one subject apart, by a floor set on the split's other authors.
         bank: which states give keys.
     """
 
@@ -63,6 +64,7 @@ class Setting:
     protect: bool = False
     gate_layer: int | None = 4
     negatives: int | None = None
+    apart: bool = False
     bank: BankConfig = field(default_factory=lambda: BankConfig(canvases=(None, CANVAS)))
 
 
@@ -239,6 +241,7 @@ def build(
     facts = split.forget if setting.new_object is None else split.forget.with_new_object(setting.new_object)
     spare = split.calibrate
     few = spare if setting.negatives is None else spare[:: max(1, len(spare) // setting.negatives)]
+    related = FactSet(fact for fact in few if fact.id.startswith("tofu-retain")) if setting.apart else None
     begin = time.perf_counter()
     with (progress or SILENT).task(label, 1) as step:
         memory = EditMemory.build(
@@ -251,7 +254,7 @@ def build(
             rank=setting.rank,
             beta=setting.beta,
             protect=split.protect if setting.protect else None,
-            gate=None if setting.gate_layer is None else Gate(few, layer=setting.gate_layer),
+            gate=None if setting.gate_layer is None else Gate(few, layer=setting.gate_layer, related=related),
             estimator=setting.estimator,
             margin=setting.margin,
             bank=setting.bank,

@@ -5,7 +5,8 @@
 RWKU asks about people that the testbed was not taught, so its own score cannot be taken here. Measured instead:
 
 - *same author*: five facts of each forget01 author are forgotten, the fifteen others must stay. They are the nearest
-  neighbours there are, about the very same subject, and no gate has seen them;
+  neighbours there are, about the very same subject, and no gate has seen them. The shipped gate is not asked to tell
+  them apart (forget01 is all there is to know of its authors); ``apart`` gives it a floor set on other authors;
 - *RWKU neighbours* (with ``--data``, a folder with ``rwku/neighbor_level2.json``): questions on neighbours of RWKU's
   targets, asked with forget01's memories attached. The model does not know the answers, but what is decoded must stay.
 """
@@ -13,7 +14,7 @@ RWKU asks about people that the testbed was not taught, so its own score cannot 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from timerome.splits import AUTHOR, demo_split
 from .common import OURS, edited, markdown, start
 
 PROMPTS = 24
+APART = "timerome, shipped, apart"
 
 
 def decode(backbone: tr.Backbone, prompts: list[str]) -> list[str]:
@@ -45,7 +47,7 @@ def main() -> None:
         prompts = [records[i * len(records) // n]["query"] for i in range(n)]
         before = decode(backbone, prompts)
     rows = {}
-    for name, setting in OURS.items():
+    for name, setting in {**OURS, APART: replace(OURS["timerome, shipped (refusal)"], apart=True)}.items():
 
         def measure(setting: Any = setting) -> dict[str, Any]:
             memory, _ = edited(backbone, setting, first)

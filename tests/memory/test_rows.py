@@ -303,3 +303,45 @@ def test_a_forward_is_counted_once_however_often_it_embeds(backbone: tr.Backbone
             backbone.embedding(ids)
             backbone.model(ids)
     assert attached.hits_by_step == {0: 1, 1: 1}
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("announced", [False, True])
+def test_the_short_way_says_what_the_long_way_says(
+    backbone: tr.Backbone, seed: int, announced: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps that plainly go on are not looked at row by row; loops of any kind are followed alike without that."""
+    short, long = RowTracker(backbone), RowTracker(backbone)
+    monkeypatch.setattr(long, "_one_step_on", lambda ids, masked: False)
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(high: int, shape: tuple[int, ...]) -> Tensor:
+        return torch.randint(high, shape, generator=generator)
+
+    canvas = torch.arange(7)[None] >= torch.tensor([[3], [3], [7]])
+    ids = torch.where(canvas, M, 5 + draw(20, (3, 7)))
+    for _ in range(14):
+        with backbone.on_canvas(canvas if announced else None):
+            a, b = short.begin(ids), long.begin(ids)
+        for name in ("ids", "canvas", "places", "_masked"):
+            assert torch.equal(getattr(a, name), getattr(b, name)), name
+        assert a.step == b.step and [x.key for x in a.asked] == [x.key for x in b.asked]
+        what = int(draw(8, (1,)))
+        changed = torch.where((draw(3, (3, 7)) == 0) & canvas, 5 + draw(20, (3, 7)), ids)
+        if what == 0:  # masked again, here and there or everywhere
+            ids = torch.where(canvas & ((draw(2, (3, 7)) == 0) | (draw(2, (3, 1)) == 0)), M, ids)
+        elif what == 1:  # another prompt in some row
+            ids = torch.where(~canvas & (draw(2, (3, 1)) == 0), 5 + draw(20, (3, 7)), ids)
+        elif what == 2:  # rows change places
+            ids = ids[torch.randperm(3, generator=generator)]
+        else:
+            ids = changed
+
+
+def test_the_short_way_is_taken(tracker: RowTracker) -> None:
+    steps(tracker, [[5, M, M, M], [6, M, M, M]])
+    for state, plainly in (
+        ([[5, 9, M, M], [6, M, 7, M]], True), ([[5, M, M, M], [6, M, 7, M]], False), ([[4, 9, M, M], [6, M, 7, M]], False),
+    ):  # fmt: skip
+        ids = torch.tensor(state)
+        assert tracker._one_step_on(ids, ids == M) is plainly

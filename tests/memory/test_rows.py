@@ -341,7 +341,9 @@ def test_the_short_way_says_what_the_long_way_says(
 def test_the_short_way_is_taken(tracker: RowTracker) -> None:
     steps(tracker, [[5, M, M, M], [6, M, M, M]])
     for state, plainly in (
-        ([[5, 9, M, M], [6, M, 7, M]], True), ([[5, M, M, M], [6, M, 7, M]], False), ([[4, 9, M, M], [6, M, 7, M]], False),
-    ):  # fmt: skip
+        ([[5, 9, M, M], [6, M, 7, M]], True),
+        ([[5, M, M, M], [6, M, 7, M]], False),
+        ([[4, 9, M, M], [6, M, 7, M]], False),
+    ):
         ids = torch.tensor(state)
         assert tracker._one_step_on(ids, ids == M) is plainly

@@ -50,8 +50,10 @@ def peak_resident_bytes() -> int:
 def about(backbone: tr.Backbone | None, seed: int) -> dict[str, Any]:
     """Where, when and with what something was measured."""
     cuda = torch.cuda.is_available()
+    # A path of this machine says nothing elsewhere.
+    given = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
     return {
-        "command": "python -m " + " ".join([_module(), *sys.argv[1:]]),
+        "command": "python -m " + " ".join([_module(), *given]),
         "testbed": None if backbone is None else {"name": backbone.name, "fingerprint": backbone.fingerprint()},
         "device": torch.cuda.get_device_name() if cuda else f"CPU, {platform.machine()}",
         "threads": torch.get_num_threads(),

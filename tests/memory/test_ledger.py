@@ -1,6 +1,7 @@
 """The ledger: what is recorded, that tampering shows, and that a crash loses nothing that was recorded."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -203,7 +204,13 @@ for moment, (where, name, instead) in MOMENTS.items():
 def test_killed_at_every_stage_of_a_write(tmp_path):
     """What was recorded before is there, and what was being written is there whole or not at all."""
     run = subprocess.run(
-        [sys.executable, "-c", KILLED_AT, str(tmp_path)], stdout=subprocess.PIPE, text=True, check=True
+        [sys.executable, "-c", KILLED_AT, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=120,
+        # A forked child has none of its parent's threads, and would wait for them for ever.
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     moments = dict(line.split() for line in run.stdout.splitlines())
     assert set(moments.values()) == {str(int(signal.SIGKILL))}

@@ -54,6 +54,7 @@ TRAINED = {
     "LoRA": ("lora", {"lr": 1e-3, "rank": 16, "retain": 1.0}),
 }
 STEPS, CANVAS = 16, 64
+PASSED = ("device", "dtype", "facts", "steps", "threads")  # to every job
 
 
 class _BothWays:
@@ -159,15 +160,8 @@ def job(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def in_own_process(name: str, shape: str, args: argparse.Namespace) -> dict[str, Any]:
     """Run one job of this module in a new process; return what it found, or why it did not."""
-    given = {
-        "device": args.device,
-        "dtype": args.dtype,
-        "facts": args.facts,
-        "steps": args.steps,
-        "threads": args.threads,
-    }
     command = [sys.executable, "-m", "benchmarks.paper.real_size", "--job", name, "--shape", shape]
-    command += [text for key, value in given.items() for text in (f"--{key}", str(value))]
+    command += [text for key in PASSED for text in (f"--{key}", str(getattr(args, key)))]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         return {"why_not": done.stderr.strip().splitlines()[-1][:200]}

@@ -137,31 +137,45 @@ def _passes(scores: Tensor, x: Tensor, keys: Tensor, tau: float) -> Tensor:
     return (scores / (x.norm(dim=-1, keepdim=True) * keys.float().norm(dim=-1))).amax(-1) >= tau
 
 
+def kept_by_kthvalue(r: Tensor, k: int) -> Tensor:
+    """Which entries reach the k-th largest magnitude of their row."""
+    size = r.abs()
+    return size >= size.kthvalue(r.shape[-1] - k + 1, dim=-1, keepdim=True).values
+
+
+def kept_by_topk(r: Tensor, k: int) -> Tensor:
+    """The same by the smallest of the top k."""
+    size = r.abs()
+    return size >= size.topk(k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
+
+
+def add_kept(h: Tensor, r: Tensor, keep: Tensor) -> Tensor:
+    """Add the entries that are kept."""
+    return (h.float() + torch.where(keep, ALPHA * r, 0.0)).to(h.dtype)
+
+
+def add_topk(h: Tensor, r: Tensor, k: int) -> Tensor:
+    """Add the top k at their indices."""
+    index = r.abs().topk(k, dim=-1, sorted=False).indices
+    return h.float().scatter_add(-1, index, ALPHA * r.gather(-1, index)).to(h.dtype)
+
+
 def dense_kthvalue(h: Tensor, keys: Tensor, coef: Tensor, values: Tensor, k: int, tau: float | None) -> Tensor:
     """Select by the k-th value, for every row."""
     r, scores, x = _residual(h, keys, coef, values)
-    size = r.abs()
-    keep = size >= size.kthvalue(h.shape[-1] - k + 1, dim=-1, keepdim=True).values
-    if tau is not None:
-        keep = keep & _passes(scores, x, keys, tau)[:, None]
-    return (x + torch.where(keep, ALPHA * r, 0.0)).to(h.dtype)
+    keep = kept_by_kthvalue(r, k)
+    return add_kept(h, r, keep if tau is None else keep & _passes(scores, x, keys, tau)[:, None])
 
 
 def dense_topk(h: Tensor, keys: Tensor, coef: Tensor, values: Tensor, k: int, tau: float | None) -> Tensor:
-    """Select by the smallest of the top k, for every row."""
-    r, scores, x = _residual(h, keys, coef, values)
-    size = r.abs()
-    keep = size >= size.topk(k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
-    if tau is not None:
-        keep = keep & _passes(scores, x, keys, tau)[:, None]
-    return (x + torch.where(keep, ALPHA * r, 0.0)).to(h.dtype)
+    """Select by the smallest of the top k, for every row; not gated."""
+    r = _residual(h, keys, coef, values)[0]
+    return add_kept(h, r, kept_by_topk(r, k))
 
 
 def topk_scatter(h: Tensor, keys: Tensor, coef: Tensor, values: Tensor, k: int, tau: float | None) -> Tensor:
-    """Add the top k at their indices."""
-    r, _, x = _residual(h, keys, coef, values)
-    index = r.abs().topk(k, dim=-1, sorted=False).indices
-    return x.scatter_add(-1, index, ALPHA * r.gather(-1, index)).to(h.dtype)
+    """Add the top k at their indices, for every row; not gated."""
+    return add_topk(h, _residual(h, keys, coef, values)[0], k)
 
 
 def addmm(h: Tensor, keys: Tensor, coef: Tensor, values: Tensor, k: int, tau: float | None) -> Tensor:
@@ -179,8 +193,7 @@ def gated_rows(h: Tensor, keys: Tensor, coef: Tensor, values: Tensor, k: int, ta
     out = h.clone()
     r = scores[index] @ coef @ values.float()
     if k < h.shape[-1]:
-        size = r.abs()
-        r = torch.where(size >= size.kthvalue(h.shape[-1] - k + 1, dim=-1, keepdim=True).values, r, 0.0)
+        r = torch.where(kept_by_kthvalue(r, k), r, 0.0)
     return out.index_copy_(0, index, (x[index] + ALPHA * r).to(h.dtype))
 
 
@@ -219,26 +232,12 @@ def make_epilogue(setup: Setup, t: int, d: int, q: float) -> Case:
     def in_place_checked() -> Tensor:
         return sparsify_add_(scratch.copy_(h), r, k, ALPHA)
 
-    def kthvalue(h: Tensor, r: Tensor) -> Tensor:
-        size = r.abs()
-        keep = size >= size.kthvalue(d - k + 1, dim=-1, keepdim=True).values
-        return (h.float() + torch.where(keep, ALPHA * r, 0.0)).to(h.dtype)
-
-    def topk(h: Tensor, r: Tensor) -> Tensor:
-        size = r.abs()
-        keep = size >= size.topk(k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
-        return (h.float() + torch.where(keep, ALPHA * r, 0.0)).to(h.dtype)
-
-    def scatter(h: Tensor, r: Tensor) -> Tensor:
-        index = r.abs().topk(k, dim=-1, sorted=False).indices
-        return h.float().scatter_add(-1, index, ALPHA * r.gather(-1, index)).to(h.dtype)
-
     rivals = {
         "timerome": Rival(lambda: sparsify_add(h, r, k, ALPHA), torch=False),
         "timerome, in place": Rival(_first(in_place_checked, lambda: sparsify_add_(scratch, r, k, 1e-30)), torch=False),
-        "eager, kthvalue": Rival(lambda: kthvalue(h, r)),
-        "eager, topk": Rival(lambda: topk(h, r)),
-        "eager, topk + scatter": Rival(lambda: scatter(h, r)),
+        "eager, kthvalue": Rival(lambda: add_kept(h, r, kept_by_kthvalue(r, k))),
+        "eager, topk": Rival(lambda: add_kept(h, r, kept_by_topk(r, k))),
+        "eager, topk + scatter": Rival(lambda: add_topk(h, r, k)),
     }
     if setup.device.type == "cuda":
         from .triton_epilogue import sparsify_add_triton

@@ -22,7 +22,7 @@ from ..memory import EditMemory
 from ..ops import kept_count, sparse_lowrank_residual_
 from ..splits import demo_split
 from .cases import Benchmark, Case, Rival, Setup
-from .lowrank import ALPHA
+from .lowrank import ALPHA, add_kept, kept_by_kthvalue
 
 # hidden size, feed-forward size, heads, key-value heads, blocks, vocabulary: of the published configurations.
 SHAPES = {
@@ -153,9 +153,8 @@ def _stand(setup: Setup, name: str, tokens: int, n: int) -> Case:
 
     def edit_in_torch(module: nn.Module, inputs: Any, out: Tensor) -> Tensor:
         r = (out.float() @ keys.float().mT) @ coef @ values.float()
-        size = r.abs()
-        keep = size >= size.kthvalue(d - kept_count(d, 0.9) + 1, dim=-1, keepdim=True).values
-        return torch.where(mask[..., None] & keep, out.float() + ALPHA * r, out.float()).to(out.dtype)
+        keep = mask[..., None] & kept_by_kthvalue(r, kept_count(d, 0.9))
+        return add_kept(out, r, keep)
 
     def step(hook: Any) -> Tensor:
         handle = None if hook is None else site.register_forward_hook(hook)

@@ -26,6 +26,7 @@ from .common import FOLDER, OURS, edited, markdown
 
 CONFIGURATIONS = ("timerome, lean (null)", "timerome, lean (refusal)", "paper mode")
 CANVAS, STEPS = 8, 8
+BLOCKS = 6  # of the testbed, which the settings are of
 
 
 def known(backbone: tr.Backbone, facts: FactSet) -> FactSet:
@@ -36,14 +37,17 @@ def known(backbone: tr.Backbone, facts: FactSet) -> FactSet:
     )
 
 
+def at_depth(block: int, backbone: tr.Backbone) -> int:
+    """The block of a backbone as far up as one of the testbed's; the last is the last."""
+    return backbone.n_layers - 1 if block == BLOCKS - 1 else block * backbone.n_layers // BLOCKS
+
+
 def measure(backbone: tr.Backbone, name: str, facts: FactSet) -> dict[str, Any]:
     """Forget a third of the facts with one configuration; see what happens to the rest."""
     setting = OURS[name]
-    depth = {"layer": setting.layer % 6 * backbone.n_layers // 6}  # the settings are the testbed's, of six blocks
-    if setting.layer == -1:
-        depth["layer"] = backbone.n_layers - 1
+    depth = {"layer": at_depth(setting.layer % BLOCKS, backbone)}
     if setting.gate_layer is not None:
-        depth["gate_layer"] = setting.gate_layer * backbone.n_layers // 6
+        depth["gate_layer"] = at_depth(setting.gate_layer, backbone)
     forget, calibrate, held = facts[::3], facts[1::3], facts[2::3]
     split = replace(demo_split(), calibrate=calibrate)
     memory, clock = edited(backbone, replace(setting, **depth), forget, split)
@@ -79,11 +83,12 @@ def main() -> None:
                 label, name, row["layer"], row["n"], f"{forget['delta']:+.1f}", f"{forget['highest']:+.1f}",
                 f"{held['delta']:+.2f}", f"{held['lowest']:+.1f}",
             ])  # fmt: skip
-        results.save()
     columns = [
         "backbone", "configuration", "block", "facts", "forget Δ, nats", "least forgotten", "held-out Δ",
         "held-out, worst",
     ]  # fmt: skip
+    if table:
+        results.save(table={"columns": columns, "rows": table})
     print(markdown(columns, table))
 
 

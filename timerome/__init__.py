@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .facts import Fact as Fact
     from .facts import FactSet as FactSet
     from .memory import BankConfig as BankConfig
+    from .memory import Calibration as Calibration
     from .memory import EditMemory as EditMemory
     from .memory import Gate as Gate
     from .modules import EditModule as EditModule
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Backbone": "backbones",
     "BankConfig": "memory",
+    "Calibration": "memory",
     "CausalTracer": "tracing",
     "Coordinate": "coordinates",
     "EditCallback": "callbacks",

@@ -22,6 +22,10 @@ class HookNeverFiredError(RuntimeError):
     """A hooked module did not run: silence would look like a null result."""
 
 
+class _AllReadError(BaseException):
+    """Leaves a forward that has nothing more to tell; no model should take it for a failure of its own."""
+
+
 class Hooks:
     """Hooks on sites and on the embedding of a backbone, attached and removed together.
 
@@ -161,9 +165,28 @@ def _on_begin(hook: BeginHook) -> tuple[Callable[..., None], Callable[..., None]
     return keep, run
 
 
+def can_stop(backbone: Backbone) -> bool:
+    """Whether a forward of this model may be left in the middle.
+
+    Not where something is to be undone after it, as with weights that are gathered or moved for the time of a module's
+    call (FSDP, accelerate's offloading).
+    """
+    sharded = any(hasattr(parameter, "full_tensor") for parameter in backbone.model.parameters())
+    return not sharded and not any(
+        hasattr(module, "_hf_hook") or type(module).__name__ == "FullyShardedDataParallel"
+        for module in backbone.model.modules()
+    )
+
+
 @contextmanager
-def capture(backbone: Backbone, sites: Sequence[Site]) -> Iterator[dict[Site, Tensor]]:
+def capture(backbone: Backbone, sites: Sequence[Site], *, stop: bool = False) -> Iterator[dict[Site, Tensor]]:
     """Record the outputs of ``sites`` during the forwards inside; each forward overwrites the one before.
+
+    Args:
+        backbone: the model.
+        sites: what to record.
+        stop: leave the forward, and the block of this context manager, once all of them are there: what comes after
+            them in the model is not computed. Only for models that :func:`can_stop`.
 
     Yields:
         A dict that holds, after a forward, each site's output of shape ``(B, L, d)``, detached.
@@ -177,21 +200,28 @@ def capture(backbone: Backbone, sites: Sequence[Site]) -> Iterator[dict[Site, Te
         >>> import timerome as tr
         >>> from timerome.hooks import capture
         >>> backbone = tr.load("testbed")
-        >>> with capture(backbone, [tr.Site(3)]) as found:
+        >>> with capture(backbone, [tr.Site(3)], stop=True) as found:
         ...     _ = backbone.logits(torch.tensor([[2, 3, 4]]))
         >>> found[tr.Site(3)].shape
         torch.Size([1, 3, 192])
     """
     found: dict[Site, Tensor] = {}
+    done = _AllReadError()
 
     def keep(site: Site) -> OutputHook:
         def read(output: Tensor) -> None:
             found[site] = output.detach()
+            if stop and len(found) == len(sites):
+                raise done
 
         return read
 
-    with Hooks(backbone, {site: keep(site) for site in sites}):
-        yield found
+    try:
+        with Hooks(backbone, {site: keep(site) for site in sites}):
+            yield found
+    except _AllReadError as reached:
+        if reached is not done:
+            raise
     silent = [str(site) for site in sites if site not in found]
     if silent:
         raise HookNeverFiredError(f"capture: no forward reached {', '.join(silent)}; run the model inside the block.")

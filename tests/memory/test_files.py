@@ -127,7 +127,7 @@ def test_manifests_that_lie(path: Path, changes: dict[str, object]) -> None:
 
 
 def test_manifests_that_are_no_json(path: Path) -> None:
-    save_file(load_file(path), path, {"format": "timerome-edit-3", "manifest": "{"})
+    save_file(load_file(path), path, {"format": "timerome-edit-4", "manifest": "{"})
     with pytest.raises(EditFileError, match="unreadable"):
         tr.EditMemory.load(path)
 

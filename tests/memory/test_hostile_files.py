@@ -106,7 +106,7 @@ def taken_apart(data: bytes) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 def put_together(manifest: str, tensors: dict[str, torch.Tensor]) -> None:
     with TemporaryDirectory() as folder:
         file = Path(folder) / "edit.safetensors"
-        save_file(tensors, file, {"format": "timerome-edit-3", "manifest": manifest})
+        save_file(tensors, file, {"format": "timerome-edit-4", "manifest": manifest})
         opened(file)
 
 
@@ -115,7 +115,7 @@ def test_the_files_themselves_are_good() -> None:
         manifest, tensors = taken_apart(data)
         with TemporaryDirectory() as folder:
             file = Path(folder) / "edit.safetensors"
-            save_file(tensors, file, {"format": "timerome-edit-3", "manifest": json.dumps(manifest)})
+            save_file(tensors, file, {"format": "timerome-edit-4", "manifest": json.dumps(manifest)})
             assert tr.EditMemory.load(file, BACKBONE).history
 
 
@@ -287,7 +287,7 @@ def test_the_shell_says_it_in_one_line(tmp_path: Path, harm: str, capsys: pytest
             manifest["edits"] = nested(900, "list")
         else:
             tensors["keys"] = torch.full_like(tensors["keys"], torch.nan)
-        save_file(tensors, file, {"format": "timerome-edit-3", "manifest": json.dumps(manifest)})
+        save_file(tensors, file, {"format": "timerome-edit-4", "manifest": json.dumps(manifest)})
     command = ["revise", "--model", "testbed", "--memory"] if harm == "tensor" else ["inspect"]
     more = ["--undo", "[tiny-0]"] if harm == "tensor" else []
     assert main([*command, str(file), *more]) == 2

@@ -226,12 +226,16 @@ class Backbone:
             timestep: as for :meth:`forward`.
         """
         with self.on_canvas(canvas):
-            logits = self.forward(ids, attention_mask=attention_mask, timestep=timestep).float()
-        if self.architecture.excludes_mask:
-            logits = logits.index_fill(-1, torch.tensor([self.mask_id], device=logits.device), -torch.inf)
+            logits = self._without_mask(self.forward(ids, attention_mask=attention_mask, timestep=timestep).float())
         if self.shift:
             logits = torch.cat([logits[:, : self.shift], logits[:, : -self.shift]], dim=1)
         return logits
+
+    def _without_mask(self, logits: Tensor) -> Tensor:
+        """Leave the mask token out of what is predicted, where the model does."""
+        if not self.architecture.excludes_mask:
+            return logits
+        return logits.index_fill(-1, torch.tensor([self.mask_id], device=logits.device), -torch.inf)
 
     @contextmanager
     def on_canvas(self, canvas: Tensor | None) -> Iterator[None]:
@@ -291,6 +295,10 @@ class Backbone:
         if self.architecture.unembed is not None:
             return self.architecture.unembed(self.model, hidden.to(self.dtype)).float()
         return self.head(self.final_norm(hidden.to(self.dtype))).float()
+
+    def predictions(self, hidden: Tensor) -> Tensor:
+        """Return the float32 distribution ``(..., V)`` that the last block's output ``(..., d)`` stands for."""
+        return self._without_mask(self.unembed(hidden)).softmax(-1)
 
     @property
     def max_length(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -77,11 +77,8 @@ def encode(
         raise FactError(f"encode: the subject {fact.subject!r} of fact {fact.id!r} is not in its prompt {text!r}.")
     full = f"{context} {text}" if context else text
     start += len(full) - len(text) if start >= 0 else 0
-    prompt_ids = backbone.encode(full)
-    wanted = fact.object if answer is None else answer
-    answer_ids = backbone.encode(wanted if full[-1:].isspace() else " " + wanted)
-    if not wanted.strip() or not answer_ids:
-        raise FactError(f"encode: the answer of fact {fact.id!r} is empty; expected at least one token.")
+    prompt_ids, offsets = _tokens(backbone, full)
+    answer_ids = answer_tokens(backbone, fact, fact.object if answer is None else answer, full)
     if canvas is not None:
         answer_ids = fill(backbone, answer_ids, canvas, fact.id)
     length = len(prompt_ids) + len(answer_ids)
@@ -90,15 +87,29 @@ def encode(
             f"encode: fact {fact.id!r} needs {length} tokens (prompt {len(prompt_ids)}, canvas {len(answer_ids)}), but "
             f"{backbone.name} has a context of {backbone.max_length}; shorten the prompt or the canvas."
         )
-    subject = torch.zeros(length, dtype=torch.bool)
-    if start >= 0:
-        first, last = token_span(backbone, full, start, start + len(fact.subject))
-        subject[first:last] = True
+    span = (0, 0) if start < 0 else _span(backbone, full, start, start + len(fact.subject), offsets)
+    return _laid_out(prompt_ids, answer_ids, span, fact.id)
+
+
+def answer_tokens(backbone: Backbone, fact: Fact, answer: str, prompt: str) -> list[int]:
+    """Return the tokens of an answer as they follow a prompt: after one space.
+
+    Raises:
+        FactError: there are none.
+    """
+    ids = backbone.encode(answer if prompt[-1:].isspace() else " " + answer)
+    if not answer.strip() or not ids:
+        raise FactError(f"encode: the answer of fact {fact.id!r} is empty; expected at least one token.")
+    return ids
+
+
+def _laid_out(prompt_ids: list[int], answer_ids: list[int], span: tuple[int, int], fact_id: str) -> Encoded:
+    places = torch.arange(len(prompt_ids) + len(answer_ids))
     return Encoded(
         ids=torch.tensor(prompt_ids + answer_ids),
-        canvas=torch.arange(length) >= len(prompt_ids),
-        subject=subject,
-        fact_id=fact.id,
+        canvas=places >= len(prompt_ids),
+        subject=(places >= span[0]) & (places < span[1]),
+        fact_id=fact_id,
     )
 
 
@@ -121,8 +132,21 @@ def fill(backbone: Backbone, answer_ids: list[int], canvas: int, fact_id: str = 
 
 def token_span(backbone: Backbone, text: str, start: int, end: int) -> tuple[int, int]:
     """Return the half-open range of tokens that cover the characters ``start`` to ``end`` of ``text``."""
-    if getattr(backbone.tokenizer, "is_fast", False):
-        offsets = backbone.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return _span(backbone, text, start, end, _tokens(backbone, text)[1])
+
+
+def _tokens(backbone: Backbone, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
+    """Return a text's ids and, of a fast tokenizer, the characters each stands for."""
+    if not getattr(backbone.tokenizer, "is_fast", False):
+        return backbone.encode(text), None
+    found = backbone.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    return list(found["input_ids"]), found["offset_mapping"]
+
+
+def _span(
+    backbone: Backbone, text: str, start: int, end: int, offsets: list[tuple[int, int]] | None
+) -> tuple[int, int]:
+    if offsets is not None:
         inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > start and b > a]
         return inside[0], inside[-1] + 1
     # Slow tokenizers give no offsets: count the tokens of the text before and up to the end.
@@ -131,10 +155,10 @@ def token_span(backbone: Backbone, text: str, start: int, end: int) -> tuple[int
 
 
 def with_answer(sequence: Encoded, answer_ids: Sequence[int]) -> Encoded:
-    """Return ``sequence`` with other tokens on its canvas."""
-    ids = sequence.ids.clone()
-    ids[sequence.canvas] = torch.tensor(list(answer_ids), dtype=ids.dtype)
-    return replace(sequence, ids=ids)
+    """Return ``sequence`` with other tokens on its canvas, which becomes as long as they are."""
+    marked = sequence.subject.nonzero().flatten().tolist()
+    span = (marked[0], marked[-1] + 1) if marked else (0, 0)
+    return _laid_out(sequence.ids[~sequence.canvas].tolist(), list(answer_ids), span, sequence.fact_id)
 
 
 def without_prompt(sequence: Encoded, mask_id: int) -> Tensor:

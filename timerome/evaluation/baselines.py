@@ -184,7 +184,7 @@ class ActivationSteering:
     ) -> ActivationSteering:  # fmt: skip
         """Steer by the mean of what a memory at ``coordinate`` would change; ``null``: unasked minus asked."""
         settings = Settings(coordinate, estimator=estimator, bank=PAPER_BANK)
-        vector = torch.cat([gather(backbone, fact, settings)[1] for fact in facts]).mean(0)
+        vector = torch.cat([targets for _, targets in gather(backbone, facts, settings)]).mean(0)
         return cls(coordinate.site, vector, strength)
 
     def attached(self, backbone: Backbone) -> AbstractContextManager[Any]:

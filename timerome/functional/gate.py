@@ -87,8 +87,12 @@ def name_overlap(texts: Sequence[AbstractSet[int]], names: Sequence[Sequence[Seq
         >>> name_overlap([{0, 1, 2}], [[[1, 2]], [[2, 3], [4]]])
         tensor([[1.0000, 0.5000]])
     """
+    column = {token: i for i, token in enumerate({t for name in names for spelled in name for t in spelled})}
+    holds = torch.zeros(len(texts), len(column))
+    for row, text in zip(holds, texts, strict=True):
+        row[[column[token] for token in column.keys() & text]] = 1.0
     found = torch.zeros(len(texts), len(names))
-    for row, text in zip(found, texts, strict=True):
-        for i, spelled in enumerate(names):
-            row[i] = max((sum(t in text for t in s) / len(s) for s in spelled if s), default=0.0)
+    for i, name in enumerate(names):
+        for spelled in filter(None, name):
+            found[:, i] = torch.maximum(found[:, i], holds[:, [column[t] for t in spelled]].sum(1) / len(spelled))
     return found

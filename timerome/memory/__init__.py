@@ -4,6 +4,7 @@ from .address import Gate as Gate
 from .attachment import Attachment as Attachment
 from .attachment import MemoryMismatchError as MemoryMismatchError
 from .bank import BankConfig as BankConfig
+from .calibration import Calibration as Calibration
 from .combine import Difference as Difference
 from .edit import Edit as Edit
 from .ledger import Ledger as Ledger

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..backbones import Backbone
 from ..coordinates import Site
-from ..diffusion.states import Encoded, by_length
+from ..diffusion.states import Encoded
 from ..facts import Fact, FactSet
 from ..functional.gate import conformal_threshold, cosine_similarity, name_overlap
-from ..hooks import capture
-from .bank import BankConfig, masked_states
+from .bank import BankConfig, masked_states, sequences_of
+from .reading import Wish, read
 
 ROUNDING = 1e-5  # more than the float32 cosine similarities of one state differ by from batch to batch
 
@@ -74,6 +74,21 @@ class Gate:
         """The same gate with its layer chosen."""
         return self if self.layer is not None else replace(self, layer=backbone.n_layers * 2 // 3)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-ready values."""
+        facts = {name: getattr(self, name) for name in ("negatives", "related")}
+        return vars(self) | {
+            name: None if some is None else [fact.to_dict() for fact in some] for name, some in facts.items()
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Gate:
+        """Inverse of :meth:`to_dict`."""
+        facts = {name: values[name] for name in ("negatives", "related")}
+        return cls(**{
+            **values, **{n: None if some is None else FactSet(map(Fact.from_dict, some)) for n, some in facts.items()}
+        })  # fmt: skip
+
     @property
     def site(self) -> Site:
         """The block whose output addresses a sequence.
@@ -108,16 +123,28 @@ class Reading(NamedTuple):
     prompts: tuple[frozenset[int], ...]
 
 
+def address_wish(backbone: Backbone, ids: Tensor, canvas: Tensor, site: Site, span: int) -> Wish:
+    """Return what is to be read of a fully masked state ``(L,)`` for its address; see :func:`addresses`."""
+    first = backbone.reads_from(canvas & (canvas.cumsum(0) <= span))
+    if backbone.eos_id is None:
+        return Wish(ids, {site: first})
+    return Wish(ids, {site: first, Site(backbone.n_layers - 1): first})
+
+
 @torch.inference_mode()
-def addresses(
-    backbone: Backbone,
-    ids: Sequence[Tensor],
-    canvases: Sequence[Tensor],
-    site: Site,
-    span: int,
-    *,
-    batch_size: int = 64,
-) -> Reading:
+def pooled(backbone: Backbone, found: Mapping[Site, Tensor], site: Site) -> Tensor:
+    """Return the address ``(d,)``, float32 on the CPU, that :func:`address_wish` was made for."""
+    rows = found[site].float()
+    if not len(rows):
+        return torch.zeros(backbone.hidden_size)
+    weights = torch.ones(len(rows), device=rows.device)
+    if backbone.eos_id is not None:
+        said = backbone.predictions(found[Site(backbone.n_layers - 1)])
+        weights = 1 - said[:, backbone.eos_id].to(rows.device) + 1e-6
+    return ((weights[:, None] * rows).sum(0) / weights.sum()).cpu()
+
+
+def addresses(backbone: Backbone, ids: Sequence[Tensor], canvases: Sequence[Tensor], site: Site, span: int) -> Reading:
     """Return the addresses of fully masked states: the site's output, averaged over the answer's first positions.
 
     Each position counts as much as the model believes that it holds something else than end-of-text, which fills most
@@ -129,25 +156,17 @@ def addresses(
         canvases: their answer positions, boolean ``(L,)`` each.
         site: where to read.
         span: at most so many positions, from the first.
-        batch_size: states of one length that are run together.
     """
     found = torch.zeros(len(ids), backbone.hidden_size)
-    for batch in by_length([len(i) for i in ids], batch_size):
-        with capture(backbone, [site]) as outputs:
-            logits = backbone.logits(torch.stack([ids[i] for i in batch]).to(backbone.device))
-        for row, i in enumerate(batch):
-            first = canvases[i] & (canvases[i].cumsum(0) <= span)
-            read = outputs[site][row][backbone.reads_from(first).to(logits.device)].float()
-            if not len(read):
-                continue
-            weights = torch.ones(len(read), device=logits.device)
-            if backbone.eos_id is not None:
-                # A shifted model's first canvas token may share its position with none.
-                said = logits[row, first.to(logits.device)][-len(read) :].softmax(-1)
-                weights = 1 - said[:, backbone.eos_id] + 1e-6
-            found[i] = ((weights[:, None] * read).sum(0) / weights.sum()).cpu()
-    prompts = (frozenset(state[~canvas].tolist()) for state, canvas in zip(ids, canvases, strict=True))
-    return Reading(found, tuple(prompts))
+    wishes = [address_wish(backbone, state, canvas, site, span) for state, canvas in zip(ids, canvases, strict=True)]
+    for i, rows in read(backbone, wishes):
+        found[i] = pooled(backbone, rows, site)
+    return Reading(found, prompts_of(ids, canvases))
+
+
+def prompts_of(ids: Sequence[Tensor], canvases: Sequence[Tensor]) -> tuple[frozenset[int], ...]:
+    """Return the token ids that the prompt of each state holds."""
+    return tuple(frozenset(state[~canvas].tolist()) for state, canvas in zip(ids, canvases, strict=True))
 
 
 def spellings(backbone: Backbone, subject: str) -> Spellings:
@@ -162,27 +181,23 @@ def wordings(fact: Fact) -> list[str]:
 
 def masked_wordings(backbone: Backbone, facts: Iterable[Fact], bank: BankConfig) -> tuple[list[Encoded], Tensor]:
     """Return every wording of every fact, as it is asked, on every canvas of the bank; and which wording each is of."""
-    bank = replace(bank, prompt_dropout=(0.0,), variants=())
+    bank = replace(bank, variants=())
     asked = [(fact, prompt) for fact in facts for prompt in wordings(fact)]
     found = [
         (state.sequence, i)
         for i, (fact, prompt) in enumerate(asked)
-        for state in masked_states(backbone, fact, bank, prompt=prompt)
+        for state in masked_states(backbone, sequences_of(backbone, fact, bank, prompt=prompt))
     ]
     return [sequence for sequence, _ in found], torch.tensor([i for _, i in found])
 
 
-def address_of(backbone: Backbone, fact: Fact, gate: Gate, bank: BankConfig, mean: Tensor) -> Tensor:
-    """Return a fact's address, one direction about ``mean`` a fully masked state of its bank, ``(k, d)`` float32.
+def directions(vectors: Tensor, mean: Tensor) -> Tensor:
+    """Return addresses ``(k, d)`` as directions about ``mean``.
 
     They are unit vectors rounded to half precision, so that an edit file, where they take half of a float32 vector's
     bytes, holds what the gate was calibrated with, to the last bit.
     """
-    # A prompt with its words dropped asks anything of the subject: its address would be that of every such question.
-    states = masked_states(backbone, fact, replace(bank, prompt_dropout=(0.0,)))
-    canvases = [state.sequence.canvas for state in states]
-    found = addresses(backbone, [state.ids for state in states], canvases, gate.site, gate.span).vectors
-    return torch.nn.functional.normalize(found - mean, dim=-1).half().float()
+    return torch.nn.functional.normalize(vectors - mean, dim=-1).half().float()
 
 
 def negative_addresses(backbone: Backbone, gate: Gate, bank: BankConfig) -> tuple[Reading, Tensor]:

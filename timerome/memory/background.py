@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..backbones import Backbone
-from ..facts import Fact, FactSet
+from ..facts import FactSet
 from ..functional.gate import cosine_similarity, name_overlap
 from .address import (
     AddressBook,
     Gate,
     Reading,
     Spellings,
-    address_of,
     by_wording,
     combined,
+    directions,
     floor_of,
     negative_addresses,
     spellings,
@@ -25,7 +26,7 @@ from .address import (
 )
 from .bank import BankConfig
 from .edit import Edit, Part
-from .gather import untouched_keys
+from .gather import Readings, untouched_keys
 from .settings import Place
 
 MEAN_FACTS = 16  # negatives that the background mean is taken over, spread over all of them
@@ -58,6 +59,7 @@ class Background:
         frames: by place.
         centre: mean of the negatives' addresses, ``(d,)``; None before they were read, or without a row gate.
         floor: cosine that two questions about one subject seldom exceed; -1 before the negatives were read.
+        negatives: addresses of the negatives' wordings, and which wording each is of; None before they were read.
     """
 
     def __init__(
@@ -68,11 +70,12 @@ class Background:
         frames: dict[Place, Frame] | None = None,
         centre: Tensor | None = None,
         floor: float = -1.0,
+        negatives: tuple[Reading, Tensor] | None = None,
     ) -> None:
         self.gate, self.protect, self.bank = gate, protect, bank or BankConfig()
         self.frames = frames or {}
         self.centre, self.floor = centre, floor
-        self._negatives: tuple[Reading, Tensor] | None = None
+        self.negatives = negatives
         self._keys: dict[Place, list[Tensor]] = {}
 
     def frame(self, backbone: Backbone, place: Place) -> Frame | None:
@@ -87,7 +90,7 @@ class Background:
                 facts = self.gate.negatives[:: -(-len(self.gate.negatives) // MEAN_FACTS)]
             else:
                 return None
-            keys = torch.cat([untouched_keys(backbone, fact, self.bank, place) for fact in facts])
+            keys = torch.cat(untouched_keys(backbone, facts, self.bank, place))
             mean = keys.mean(0)
             scale = float((keys.double() - mean.double()).square().sum(1).mean())
             self.frames[place] = Frame(mean, scale, None if self.protect is None else keys)
@@ -99,21 +102,40 @@ class Background:
         if self.centre is None:
             self.centre, self.floor = other.centre, other.floor
 
-    def address(self, backbone: Backbone, fact: Fact, bank: BankConfig) -> tuple[Tensor, Spellings, Tensor] | None:
-        """Return a fact's address, its subject's spellings and each negative's score; None without a row gate."""
+    def read(self, backbone: Backbone) -> tuple[Reading, Tensor, Tensor]:
+        """Return the addresses of all wordings of the negatives, which wording each is of, and the addresses' mean.
+
+        Raises:
+            ValueError: there is no row gate.
+        """
         if self.gate is None or not self.gate.address:
-            return None
-        if self._negatives is None:
-            self._negatives = negative_addresses(backbone, self.gate, self.bank)
-        others, wording = self._negatives
+            raise ValueError("Background.read: there is no gate that addresses rows; pass one with address=True.")
+        if self.negatives is None:
+            self.negatives = negative_addresses(backbone, self.gate, self.bank)
+        others, wording = self.negatives
         if self.centre is None:
             self.centre = others.vectors.mean(0)
             self.floor = floor_of(backbone, self.gate, self.centre, self.bank)
-        found, subject = address_of(backbone, fact, self.gate, bank, self.centre), spellings(backbone, fact.subject)
-        cosines = cosine_similarity(others.vectors - self.centre, found).amax(1)
-        named = name_overlap(others.prompts, [subject])[:, 0]
+        return others, wording, self.centre
+
+    def addressed(
+        self, backbone: Backbone, readings: Sequence[Readings]
+    ) -> list[tuple[Tensor | None, Spellings, Tensor | None]]:
+        """Return each fact's address, its subject's spellings and each negative's score; none without a row gate."""
+        if self.gate is None or not self.gate.address:
+            return [(None, (), None)] * len(readings)
+        others, wording, centre = self.read(backbone)
+        found = [directions(r.said, centre) for r in readings]
+        spelled = {name: spellings(backbone, name) for name in {r.fact.subject for r in readings}}
+        subjects = [spelled[r.fact.subject] for r in readings]
+        cosines = cosine_similarity(others.vectors - centre, torch.cat(found)).split([len(f) for f in found], 1)
+        named = name_overlap(others.prompts, subjects)
         # Without the floor, which only makes fewer fire: with it, hardly a negative is left to set a threshold by.
-        return found, subject, by_wording(combined(self.gate, -2.0, cosines, named), wording)
+        scores = [combined(self.gate, -2.0, c.amax(1), named[:, i]) for i, c in enumerate(cosines)]
+        return [
+            (address, subject, by_wording(score, wording))
+            for address, subject, score in zip(found, subjects, scores, strict=True)
+        ]
 
     def token_scores(self, backbone: Backbone, parts: tuple[Part, ...]) -> Tensor | None:
         """Return each negative's largest similarity with an edit's keys, ``(m,)``; None without a token gate."""
@@ -125,7 +147,7 @@ class Background:
             frame = self.frame(backbone, place)
             assert frame is not None
             if place not in self._keys:
-                self._keys[place] = [untouched_keys(backbone, f, self.bank, place) for f in self.gate.negatives]
+                self._keys[place] = untouched_keys(backbone, self.gate.negatives, self.bank, place)
             own = part.keys - frame.mean
             scores.append(torch.stack([cosine_similarity(keys - frame.mean, own).max() for keys in self._keys[place]]))
         return torch.stack(scores).amax(0)

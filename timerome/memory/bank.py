@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..backbones import Backbone
 from ..coordinates import Role, Site
-from ..diffusion.states import Encoded, by_length, encode, fill, random_reveal, role_positions, with_answer
+from ..diffusion.states import Encoded, answer_tokens, encode, fill, random_reveal, role_positions, with_answer
 from ..facts import Fact
-from ..hooks import capture
+from .reading import Wish, read
 from .variants import Variant, variants_of
 
 
@@ -91,15 +91,27 @@ def wanted_sequences(backbone: Backbone, fact: Fact, canvas: int | None, **where
     present = encode(backbone, fact, canvas=canvas, **where)
     if fact.new_object is None:
         return present, present
-    new = encode(backbone, fact, answer=fact.new_object, canvas=canvas, **where)
-    length = max(int(present.canvas.sum()), int(new.canvas.sum()))
-    if canvas is None and int(present.canvas.sum()) < length:
-        present = encode(backbone, fact, canvas=length, **where)
-    return present, with_answer(present, fill(backbone, new.answer.tolist(), length, fact.id))
+    old = present.answer.tolist()
+    new = answer_tokens(backbone, fact, fact.new_object, where.get("prompt", fact.prompt))
+    length = max(len(old), len(new)) if canvas is None else canvas
+    if len(old) < length:
+        present = with_answer(present, fill(backbone, old, length, fact.id))
+    return present, with_answer(present, fill(backbone, new, length, fact.id))
+
+
+def sequences_of(backbone: Backbone, fact: Fact, config: BankConfig, **where: str) -> list[tuple[Encoded, Encoded]]:
+    """Return the fact with its present answer and with the wanted one, on every canvas, asked in every way."""
+    return [
+        wanted_sequences(backbone, fact, canvas, **asked)
+        for canvas in usable_canvases(backbone, fact, config)
+        for asked in asked_in(fact, config, **where)
+    ]
 
 
 def usable_canvases(backbone: Backbone, fact: Fact, config: BankConfig) -> list[int | None]:
     """Return the canvases of ``config`` that hold the fact's answers; the exact one if no other does."""
+    if config.canvases == (None,):
+        return [None]
     answers = [fact.object] if fact.new_object is None else [fact.object, fact.new_object]
     needed = max(len(backbone.encode(" " + answer)) for answer in answers)
     fits = [c for c in config.canvases if c is None or (c >= needed and backbone.eos_id is not None)]
@@ -126,30 +138,36 @@ def asked_in(fact: Fact, config: BankConfig, **where: str) -> list[dict[str, str
     return [{}, *variants_of(fact, config.variants, config.seed)]
 
 
-def states_of(backbone: Backbone, fact: Fact, config: BankConfig, **where: str) -> list[State]:
+def states_of(
+    backbone: Backbone, fact: Fact, config: BankConfig, sequences: Sequence[tuple[Encoded, Encoded]] | None = None
+) -> list[State]:
     """Return the states of a fact in which its edit must hold.
 
     Where the fact has a new object, states that reveal part of the new answer and states that reveal part of the
     present one are both there: generation passes through the first, and the second prime the model with what it is to
     leave.
+
+    Args:
+        backbone: the model.
+        fact: the fact.
+        config: which states.
+        sequences: those of :func:`sequences_of`, where they are known.
     """
     generator = generator_for(fact, config.seed)
     states: list[State] = []
-    for canvas in usable_canvases(backbone, fact, config):
-        for asked in asked_in(fact, config, **where):
-            present, wanted = wanted_sequences(backbone, fact, canvas, **asked)
-            size = int(wanted.canvas.sum())
-            revealed = [wanted] if fact.new_object is None else [wanted, present]
-            for share in config.reveal:
-                hidden = max(1, size - round(share * size))
-                for shown in revealed if share else revealed[:1]:
-                    masked = random_reveal(wanted.canvas, hidden, generator)
-                    ids = torch.where(masked, backbone.mask_id, shown.ids)
-                    for dropout in config.prompt_dropout:
-                        seen = drop_prompt(wanted, ids, dropout, backbone.mask_id, generator) if dropout else ids
-                        states.append(State(wanted, seen))
-            if config.trajectory:
-                states += trajectory_states(backbone, wanted, sorted(config.reveal))
+    for present, wanted in sequences or sequences_of(backbone, fact, config):
+        size = int(wanted.canvas.sum())
+        revealed = [wanted] if fact.new_object is None else [wanted, present]
+        for share in config.reveal:
+            hidden = max(1, size - round(share * size))
+            for shown in revealed if share else revealed[:1]:
+                masked = random_reveal(wanted.canvas, hidden, generator)
+                ids = torch.where(masked, backbone.mask_id, shown.ids)
+                for dropout in config.prompt_dropout:
+                    seen = drop_prompt(wanted, ids, dropout, backbone.mask_id, generator) if dropout else ids
+                    states.append(State(wanted, seen))
+        if config.trajectory:
+            states += trajectory_states(backbone, wanted, sorted(config.reveal))
     return states
 
 
@@ -177,18 +195,13 @@ def trajectory_states(backbone: Backbone, wanted: Encoded, reveal: Sequence[floa
     return states
 
 
-def masked_states(backbone: Backbone, fact: Fact, config: BankConfig, **where: str) -> list[State]:
-    """Return the fully masked states of a fact, the ones a sequence is addressed in."""
-    generator = generator_for(fact, config.seed + 1)
-    states = []
-    for canvas in usable_canvases(backbone, fact, config):
-        for asked in asked_in(fact, config, **where):
-            _, wanted = wanted_sequences(backbone, fact, canvas, **asked)
-            ids = wanted.masked(backbone.mask_id)
-            for dropout in config.prompt_dropout:
-                seen = drop_prompt(wanted, ids, dropout, backbone.mask_id, generator) if dropout else ids
-                states.append(State(wanted, seen))
-    return states
+def masked_states(backbone: Backbone, sequences: Sequence[tuple[Encoded, Encoded]]) -> list[State]:
+    """Return the fully masked states of a fact, the ones a sequence is addressed in.
+
+    A prompt with its words dropped is not among them: it asks anything of the subject, and its address would be that of
+    every such question.
+    """
+    return [State(wanted, wanted.masked(backbone.mask_id)) for _, wanted in sequences]
 
 
 def places_of(backbone: Backbone, fact: Fact, states: Sequence[State]) -> tuple[Tensor, int]:
@@ -213,10 +226,7 @@ def positions_of(backbone: Backbone, state: State, role: Role) -> Tensor:
     return backbone.reads_from(positions) if role == "object" else positions
 
 
-@torch.inference_mode()
-def activations(
-    backbone: Backbone, ids: Sequence[Tensor], site: Site, positions: Sequence[Tensor], *, batch_size: int = 64
-) -> list[Tensor]:
+def activations(backbone: Backbone, ids: Sequence[Tensor], site: Site, positions: Sequence[Tensor]) -> list[Tensor]:
     """Read a site's output at some positions of some states.
 
     Args:
@@ -224,15 +234,12 @@ def activations(
         ids: states, ``(L,)`` each.
         site: what to read.
         positions: boolean ``(L,)`` each.
-        batch_size: states of one length that are run together.
 
     Returns:
         Float32 ``(n_i, d)`` a state, on the CPU, in order of position.
     """
     found: list[Tensor] = [torch.empty(0)] * len(ids)
-    for batch in by_length([len(i) for i in ids], batch_size):
-        with capture(backbone, [site]) as outputs:
-            backbone.forward(torch.stack([ids[i] for i in batch]).to(backbone.device))
-        for row, i in enumerate(batch):
-            found[i] = outputs[site][row][positions[i].to(outputs[site].device)].float().cpu()
+    wishes = [Wish(state, {site: where}) for state, where in zip(ids, positions, strict=True)]
+    for i, rows in read(backbone, wishes):
+        found[i] = rows[site].float().cpu()
     return found

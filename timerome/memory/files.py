@@ -18,12 +18,13 @@ from ..facts import Fact, FactSet
 from ..functional.gate import deciding
 from .address import Gate, wordings
 from .background import Background, Frame
+from .bank import BankConfig
 from .edit import OPERATIONS, Edit, Part
-from .manifest import EditFileError, parse, shown
+from .manifest import MANIFEST, EditFileError, parse, shown
 from .memory import EditMemory
 from .settings import Place, Settings
 
-FORMAT = "timerome-edit-3"
+FORMAT = "timerome-edit-4"
 MAX_KEYS = 20_000  # in one system: its factor would take 3 GB
 
 SMALL = {torch.float32, torch.bfloat16, torch.float16}
@@ -66,8 +67,9 @@ def save(memory: EditMemory, path: Path, dtype: torch.dtype = torch.float32) -> 
         ],
         "retired": memory.retired,
         "floor": background.floor,
-        "gate": None if gate is None else {**vars(gate), **{k: _facts(getattr(gate, k)) for k in _FACTS}},
-        "protect": _facts(background.protect),
+        "gate": None if gate is None else gate.to_dict(),
+        "protect": None if background.protect is None else [fact.to_dict() for fact in background.protect],
+        "bank": background.bank.to_dict(),
         "frames": [
             {
                 "layer": place.site.layer,
@@ -125,13 +127,26 @@ def load(path: Path) -> EditMemory:
 
 
 def _read(path: Path, tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    text, found = read_file(path, FORMAT, "build the memory again with this version", tensors)
+    try:
+        return parse(text, MANIFEST), found
+    except EditFileError as error:
+        raise EditFileError(f"EditMemory.load: {path} does not hold what an edit file must: {shown(error)}.") from None
+
+
+def read_file(path: Path, form: str, otherwise: str, tensors: bool = True) -> tuple[str, dict[str, Tensor]]:
+    """Return the manifest's text and the tensors of a file of a format.
+
+    Raises:
+        EditFileError: the file is missing, truncated, or of another format.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
+            if metadata.get("format") != form:
                 raise EditFileError(
-                    f"EditMemory.load: expected a file of format {FORMAT!r}, {path} has {metadata.get('format')!r}; "
-                    "build the memory again with this version."
+                    f"EditMemory.load: expected a file of format {form!r}, {path} has {metadata.get('format')!r}; "
+                    f"{otherwise}."
                 )
             # Cloned, so that nothing hangs on a file that another process may cut short.
             found = {name: file.get_tensor(name).clone() for name in file.keys()} if tensors else {}  # noqa: SIM118
@@ -141,10 +156,7 @@ def _read(path: Path, tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]
         raise EditFileError(
             f"EditMemory.load: {path} is damaged or no safetensors file ({error}); copy or save it again."
         ) from error
-    try:
-        return parse(metadata.get("manifest", "")), found
-    except EditFileError as error:
-        raise EditFileError(f"EditMemory.load: {path} does not hold what an edit file must: {shown(error)}.") from None
+    return metadata.get("manifest", ""), found
 
 
 def _memory(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> EditMemory:
@@ -156,7 +168,7 @@ def _memory(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> EditMemory:
     _require(all(names) and len(set(names)) == len(names), "edit ids are empty or not distinct")
     _require({n for e in edits for n in e["supersedes"]} <= set(names), "an edit supersedes one that never was")
     _require(all(e["operation"] in OPERATIONS for e in edits), f"operations other than {OPERATIONS}")
-    gate = None if manifest["gate"] is None else _gate(manifest["gate"])
+    gate = None if manifest["gate"] is None else Gate.from_dict(manifest["gate"])
     protect = None if manifest["protect"] is None else FactSet(map(Fact.from_dict, manifest["protect"]))
     addressed, gated = gate is not None and gate.address, gate is not None and gate.token
 
@@ -246,7 +258,7 @@ def _memory(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> EditMemory:
         background=Background(
             gate,
             protect,
-            settings[0].bank,
+            BankConfig.from_dict(manifest["bank"]),
             known,
             tensors["centre"][0] if "centre" in tensors else None,
             manifest["floor"],
@@ -255,18 +267,6 @@ def _memory(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> EditMemory:
         fingerprint=manifest["fingerprint"],
         tokenizer=manifest["tokenizer"],
     )
-
-
-_FACTS = ("negatives", "related")  # of a gate
-
-
-def _facts(facts: FactSet | None) -> list[dict[str, Any]] | None:
-    return None if facts is None else [fact.to_dict() for fact in facts]
-
-
-def _gate(values: dict[str, Any]) -> Gate:
-    sets = {k: None if values[k] is None else FactSet(map(Fact.from_dict, values[k])) for k in _FACTS}
-    return Gate(**{**values, **sets})
 
 
 def _all_scores(largest: Tensor, where: Tensor, n: int) -> Tensor:

@@ -13,7 +13,7 @@ from .address import Gate
 from .attachment import unedited
 from .background import Background
 from .edit import Edit, Operation, Part
-from .gather import gather, gather_by_place, select
+from .gather import Readings, offsets_of, read_facts, select, targets_of
 from .operations import Planned
 from .policy import Policy, coordinates_of, usual_coordinate
 from .settings import Place, Settings
@@ -99,25 +99,40 @@ def make(
                 f"EditMemory.build: estimator {settings.estimator!r} replaces answers, but {without[:5]} have no "
                 "new_object; give them one, or use 'null' to forget."
             )
+    gate = background.gate if background.gate is not None and background.gate.address else None
+    own = [_settings_of(item.fact, policy, settings) for item in planned]
+    places = [[Place.of(c) for c in each.coordinates] for each in own]
+    edits: list[Edit] = []
     with unedited(backbone.model):
-        return tuple(_edit(backbone, background, item, operation, policy, settings) for item in planned)
+        for readings in read_facts(backbone, [item.fact for item in planned], settings.bank, places, gate):
+            some = slice(len(edits), len(edits) + len(readings))
+            parts = _parts(backbone, background, readings, own[some])
+            found = background.addressed(backbone, readings)
+            for item, mine, settled, addressed in zip(planned[some], parts, own[some], found, strict=True):
+                tokens = background.token_scores(backbone, mine)
+                edits.append(Edit(item.id, item.fact, settled, mine, operation, item.supersedes, *addressed, tokens))
+    return tuple(edits)
 
 
-def _edit(
-    backbone: Backbone, background: Background, item: Planned, operation: Operation, policy: Policy, settings: Settings
-) -> Edit:
-    where = coordinates_of(policy, item.fact, settings.coordinates)
-    own = replace(settings, coordinate=where[0], also=where[1:])
-    parts = tuple(_part(backbone, background, item.fact, own, c) for c in where)
-    address, subject, scores = background.address(backbone, item.fact, own.bank) or (None, (), None)
-    tokens = background.token_scores(backbone, parts)
-    return Edit(item.id, item.fact, own, parts, operation, item.supersedes, address, subject, scores, tokens)
+def _settings_of(fact: Fact, policy: Policy, settings: Settings) -> Settings:
+    where = coordinates_of(policy, fact, settings.coordinates)
+    return replace(settings, coordinate=where[0], also=where[1:])
 
 
-def _part(backbone: Backbone, background: Background, fact: Fact, settings: Settings, coordinate: Coordinate) -> Part:
-    if settings.by_place:
-        offsets = gather_by_place(backbone, fact, settings, coordinate)
-        return Part(coordinate, offsets[:0], offsets)
-    keys, targets = gather(backbone, fact, settings, coordinate)
-    frame = background.frame(backbone, Place.of(coordinate))
-    return Part(coordinate, *select(keys, targets, None if frame is None else frame.mean, settings.rank))
+def _parts(
+    backbone: Backbone, background: Background, readings: Sequence[Readings], own: Sequence[Settings]
+) -> list[tuple[Part, ...]]:
+    """Return the parts of facts that were read together, those of one coordinate made together."""
+    found: dict[tuple[int, Coordinate], Part] = {}
+    for coordinate in dict.fromkeys(c for settings in own for c in settings.coordinates):
+        mine = [i for i, settings in enumerate(own) if coordinate in settings.coordinates]
+        some, settings = [readings[i] for i in mine], own[mine[0]]
+        if settings.by_place:
+            for i, offsets in zip(mine, offsets_of(backbone, some, coordinate, settings), strict=True):
+                found[i, coordinate] = Part(coordinate, offsets[:0], offsets)
+            continue
+        frame = background.frame(backbone, Place.of(coordinate))
+        mean = None if frame is None else frame.mean
+        for i, pair in zip(mine, targets_of(backbone, some, coordinate, settings), strict=True):
+            found[i, coordinate] = Part(coordinate, *select(*pair, mean, settings.rank))
+    return [tuple(found[i, c] for c in settings.coordinates) for i, settings in enumerate(own)]

@@ -1,4 +1,4 @@
-"""The manifest of an edit file: a memory without its tensors, as JSON; read strictly."""
+"""The manifests of edit files and calibrations: what they hold without their tensors, as JSON; read strictly."""
 
 from __future__ import annotations
 
@@ -35,8 +35,12 @@ _EDIT: Form = {
 }  # fmt: skip
 MANIFEST: Form = {
     "version": str, "fingerprint": str, "tokenizer": str, "settings": [_SETTINGS], "edits": [_EDIT],
-    "retired": [str], "floor": float, "gate": (_GATE, None), "protect": ([dict], None),
+    "retired": [str], "floor": float, "gate": (_GATE, None), "protect": ([dict], None), "bank": _BANK,
     "frames": [{"layer": int, "module": str, "role": str, "scale": float, "protect": int}],
+}  # fmt: skip
+CALIBRATION: Form = {
+    "version": str, "fingerprint": str, "tokenizer": str, "gate": _GATE, "bank": _BANK, "floor": float,
+    "frames": [{"layer": int, "module": str, "role": str, "scale": float}],
 }  # fmt: skip
 
 
@@ -44,8 +48,12 @@ class EditFileError(ValueError):
     """A file is no edit file, or damaged, or holds what no memory can be."""
 
 
-def parse(text: str) -> dict[str, Any]:
+def parse(text: str, form: Form) -> dict[str, Any]:
     """Read a manifest and check that every field is there, is of its kind, and that there is no other.
+
+    Args:
+        text: JSON.
+        form: :data:`MANIFEST` or :data:`CALIBRATION`.
 
     Raises:
         EditFileError: it is not; the message names the field.
@@ -56,11 +64,12 @@ def parse(text: str) -> dict[str, Any]:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise EditFileError(f"the manifest is unreadable ({error})") from None
-    check(values, MANIFEST, "manifest")
-    for i, settings in enumerate(values["settings"]):
-        for canvas in settings["bank"]["canvases"]:
+    check(values, form, "manifest")
+    banks = {f"settings[{i}].bank": settings["bank"] for i, settings in enumerate(values.get("settings", ()))}
+    for name, bank in {**banks, "bank": values["bank"]}.items():
+        for canvas in bank["canvases"]:
             if canvas is not None and not 0 < canvas <= MAX_TOKENS:
-                raise EditFileError(f"manifest.settings[{i}].bank.canvases: expected 1 to {MAX_TOKENS}, got {canvas}")
+                raise EditFileError(f"manifest.{name}.canvases: expected 1 to {MAX_TOKENS}, got {canvas}")
     return dict(values)
 
 

@@ -18,6 +18,7 @@ from .address import AddressBook, Gate
 from .attachment import Attachment, check_belongs
 from .background import Background
 from .bank import BankConfig
+from .calibration import Calibration
 from .combine import Difference, diff, merged, rebuilt
 from .edit import Edit, Operation, in_force
 from .operations import OnConflict, Planned, plan
@@ -85,7 +86,7 @@ class EditMemory:
         rank: int = 64,
         beta: float = 1.0,
         protect: FactSet | None = None,
-        gate: Gate | None = None,
+        gate: Gate | Calibration | None = None,
         estimator: EstimatorName = "null",
         margin: float = 8.0,
         bank: BankConfig | None = None,
@@ -112,7 +113,8 @@ class EditMemory:
             rank: most keys a fact may have, at each coordinate.
             beta: β >= 0, weight of the protected keys.
             protect: facts whose activations get target zero; None protects nothing.
-            gate: which rows and tokens may be edited; None edits all.
+            gate: which rows and tokens may be edited; None edits all. Calibrating a gate takes longer than most edits:
+                a :class:`Calibration` in its place has been read before.
             estimator: ``"null"``, ``"corrupt"`` (forget), ``"lens"``, ``"donor"`` (replace).
             margin: logit lead that ``lens`` asks for.
             bank: which states give keys.
@@ -143,6 +145,12 @@ class EditMemory:
         if len(facts) == 0:
             raise FactError("EditMemory.build: expected at least one fact, got none.")
         first = coordinates_of(coordinate, facts[0], usual_coordinate(backbone, estimator))
+        if isinstance(gate, Calibration):
+            gate.check(backbone)
+            background = gate.background(protect)
+        else:
+            background = Background(None if gate is None else gate.resolved(backbone), protect, bank)
+        gate = background.gate
         together = not (gate and gate.address) if shared is None else shared
         settings = Settings(
             coordinate=first[0],
@@ -162,7 +170,7 @@ class EditMemory:
         making.check_null_space(null_space, protect, gate)
         memory = cls(
             settings,
-            background=Background(None if gate is None else gate.resolved(backbone), protect, settings.bank),
+            background=background,
             fingerprint=backbone.fingerprint(),
             tokenizer=backbone.tokenizer_digest(),
         )

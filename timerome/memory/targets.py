@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Literal, get_args
 
 import torch
@@ -22,7 +23,7 @@ Targets = list[Tensor]
 
 
 def null_targets(
-    backbone: Backbone, fact: Fact, states: Sequence[State], keys: Targets, coordinate: Coordinate
+    backbone: Backbone, facts: Sequence[Fact], states: Sequence[State], keys: Targets, coordinate: Coordinate
 ) -> Targets:
     """Activations of the same states with every prompt token masked, minus the keys.
 
@@ -37,7 +38,7 @@ def null_targets(
 
 def corrupt_targets(
     backbone: Backbone,
-    fact: Fact,
+    facts: Sequence[Fact],
     states: Sequence[State],
     keys: Targets,
     coordinate: Coordinate,
@@ -49,47 +50,54 @@ def corrupt_targets(
 
     The noise is Gaussian with ``scale`` standard deviations of the subject's own token embeddings (ROME's rule).
     """
-    subject_ids = states[0].sequence.ids[states[0].sequence.subject].to(backbone.device)
-    with torch.inference_mode():
-        std = scale * noise_std(backbone.embedding(subject_ids))
-    positions = [positions_of(backbone, s, coordinate.role) for s in states]
-    generator = generator_for(fact, 2)
     total = [torch.zeros_like(key) for key in keys]
-    for _ in range(draws):
-        noise = std * torch.randn(len(subject_ids), backbone.hidden_size, generator=generator)
-        for i, state in enumerate(states):
+    for fact, mine in _by_fact(facts):
+        subject_ids = states[mine[0]].sequence.ids[states[mine[0]].sequence.subject].to(backbone.device)
+        with torch.inference_mode():
+            std = scale * noise_std(backbone.embedding(subject_ids))
+        generator = generator_for(fact, 2)
+        for _ in range(draws):
+            noise = std * torch.randn(len(subject_ids), backbone.hidden_size, generator=generator)
+            for i in mine:
+                state = states[i]
 
-            def corrupt(ids: Tensor, embedded: Tensor, state: State = state, noise: Tensor = noise) -> Tensor:
-                changed = embedded.clone()
-                changed[:, state.sequence.subject] += noise.to(embedded)
-                return changed
+                def corrupt(ids: Tensor, embedded: Tensor, state: State = state, noise: Tensor = noise) -> Tensor:
+                    changed = embedded.clone()
+                    changed[:, state.sequence.subject] += noise.to(embedded)
+                    return changed
 
-            with Hooks(backbone, embedding=corrupt):
-                total[i] += activations(backbone, [state.ids], coordinate.site, [positions[i]])[0] - keys[i]
+                where = positions_of(backbone, state, coordinate.role)
+                with Hooks(backbone, embedding=corrupt):
+                    total[i] += activations(backbone, [state.ids], coordinate.site, [where])[0] - keys[i]
     return [t / draws for t in total]
 
 
 def donor_targets(
-    backbone: Backbone, fact: Fact, states: Sequence[State], keys: Targets, coordinate: Coordinate
+    backbone: Backbone, facts: Sequence[Fact], states: Sequence[State], keys: Targets, coordinate: Coordinate
 ) -> Targets:
     """Activations of the same states with the new fact stated in context before the prompt, minus the keys."""
-    statement = f"{fact.prompt} {fact.new_object or fact.object}"
     donor_ids, positions = [], []
-    for state in states:
-        told = encode(backbone, fact, context=statement)
-        extra = told.prompt_length - state.sequence.prompt_length
-        prefix = told.ids[:extra]
-        # The prompt's own tokens stay where they are relative to the canvas, whatever the statement's length.
-        donor_ids.append(torch.cat([prefix, state.ids]))
-        own = positions_of(backbone, state, coordinate.role)
-        positions.append(torch.cat([torch.zeros(extra, dtype=torch.bool), own]))
+    for fact, mine in _by_fact(facts):
+        told = encode(backbone, fact, context=f"{fact.prompt} {fact.new_object or fact.object}")
+        for state in (states[i] for i in mine):
+            extra = told.prompt_length - state.sequence.prompt_length
+            # The prompt's own tokens stay where they are relative to the canvas, whatever the statement's length.
+            donor_ids.append(torch.cat([told.ids[:extra], state.ids]))
+            own = positions_of(backbone, state, coordinate.role)
+            positions.append(torch.cat([torch.zeros(extra, dtype=torch.bool), own]))
     donors = activations(backbone, donor_ids, coordinate.site, positions)
     return [donor - key for donor, key in zip(donors, keys, strict=True)]
 
 
+def _by_fact(facts: Sequence[Fact]) -> list[tuple[Fact, list[int]]]:
+    """Return each fact, in order, with the states that are its own; they lie together."""
+    found = [list(same) for _, same in groupby(range(len(facts)), key=lambda i: facts[i].id)]
+    return [(facts[mine[0]], mine) for mine in found]
+
+
 def make_lens_targets(
     backbone: Backbone,
-    fact: Fact,
+    facts: Sequence[Fact],
     states: Sequence[State],
     keys: Targets,
     coordinate: Coordinate,

@@ -1,0 +1,64 @@
+"""Read what a model computes for many states: each state once, and no further than what is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..backbones import Backbone
+from ..coordinates import Site
+from ..hooks import can_stop, capture
+
+BATCH_TOKENS = 2048  # of one forward: enough to be fast, and no more than generating for some prompts takes
+
+
+class Wish(NamedTuple):
+    """What is to be read of one state.
+
+    Attributes:
+        ids: the state, ``(L,)``.
+        at: the positions to read at each site, boolean ``(L,)``.
+    """
+
+    ids: Tensor
+    at: Mapping[Site, Tensor]
+
+
+@torch.inference_mode()
+def read(
+    backbone: Backbone, wishes: Sequence[Wish], *, batch_tokens: int = BATCH_TOKENS
+) -> Iterator[tuple[int, dict[Site, Tensor]]]:
+    """Yield the number of each wish with what was read, as the forwards come, not in order.
+
+    States of one length run together, so that none needs padding; one that is wished for several times runs once; and
+    a forward ends at the last block that is asked for.
+
+    Args:
+        backbone: the model.
+        wishes: what to read.
+        batch_tokens: most tokens of a forward of more than one state.
+
+    Yields:
+        The index of a wish, and each site's output at its positions, ``(n, d)``, on the model's device.
+    """
+    stop = can_stop(backbone)
+    alike: dict[bytes, list[int]] = {}
+    for i, wish in enumerate(wishes):
+        alike.setdefault(wish.ids.numpy().tobytes(), []).append(i)
+    groups: dict[tuple[int, int], list[list[int]]] = {}
+    for same in alike.values():
+        deepest = max(site.layer for i in same for site in wishes[i].at)
+        groups.setdefault((len(wishes[same[0]].ids), deepest), []).append(same)
+    for (length, _), states in sorted(groups.items()):
+        rows = max(1, batch_tokens // length)
+        for start in range(0, len(states), rows):
+            batch = states[start : start + rows]
+            sites = list(dict.fromkeys(site for same in batch for i in same for site in wishes[i].at))
+            with capture(backbone, sites, stop=stop) as outputs:
+                backbone.forward(torch.stack([wishes[same[0]].ids for same in batch]).to(backbone.device))
+            for row, same in enumerate(batch):
+                for i in same:
+                    yield i, {s: outputs[s][row][where.to(outputs[s].device)] for s, where in wishes[i].at.items()}

@@ -303,7 +303,7 @@ def interrupt(*args, **kwargs):
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("where", ["timerome.memory.making.gather", "timerome.memory.files.save_file"])
+@pytest.mark.parametrize("where", ["timerome.memory.making.read_facts", "timerome.memory.files.save_file"])
 def test_an_interrupted_edit_leaves_no_file(where, work, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(where, interrupt)
     said = fails(capsys, "edit", "--facts", work / "facts.jsonl", "--out", tmp_path / "e.safetensors",

@@ -18,7 +18,7 @@ from .coordinates import Coordinate, Module, Role, Site
 from .diffusion import SamplerConfig
 from .evaluation import Comparison, Evaluation, WeightsWatch, compare, evaluate
 from .facts import FactSet
-from .memory import BankConfig, EditMemory, Gate
+from .memory import BankConfig, Calibration, EditMemory, Gate
 from .memory.targets import EstimatorName
 from .progress import SILENT, Progress
 from .splits import DemoSplit, demo_split
@@ -88,6 +88,8 @@ class Demo:
         relations: held-out relation facts measured, spread over all of them.
         unknown: held-out questions on unknown authors measured.
         few_texts: held-out facts decoded with the other memories.
+        calibrated: the bank over which the gates' negatives are read, whatever the states of an edit: canvases that
+            a user may ask on.
         random_sites: random sites that the traced one is compared with.
         site_facts: held-out facts measured there.
     """
@@ -115,6 +117,7 @@ class Demo:
     relations: int = 40
     unknown: int = 20
     few_texts: int = 20
+    calibrated: BankConfig = BankConfig((None, CANVAS))
     random_sites: int = 2
     site_facts: int = 40
 
@@ -235,13 +238,14 @@ def build(
     progress: Progress | None = None,
     label: str = "build",
     coordinate: Coordinate | None = None,
+    calibration: Calibration | None = None,
 ) -> tuple[EditMemory, float]:
-    """Build the memory of a setting, at ``coordinate`` if one is given; return it and the seconds it took."""
+    """Build the memory of a setting, at ``coordinate`` if one is given; return it and the seconds it took.
+
+    ``calibration`` is that of :func:`calibrated`; without one, the gate is calibrated now, over the bank of the edits.
+    """
     layer = setting.layer % backbone.n_layers
     facts = split.forget if setting.new_object is None else split.forget.with_new_object(setting.new_object)
-    spare = split.calibrate
-    few = spare if setting.negatives is None else spare[:: max(1, len(spare) // setting.negatives)]
-    related = FactSet(fact for fact in few if fact.id.startswith("tofu-retain")) if setting.apart else None
     begin = time.perf_counter()
     with (progress or SILENT).task(label, 1) as step:
         memory = EditMemory.build(
@@ -254,13 +258,32 @@ def build(
             rank=setting.rank,
             beta=setting.beta,
             protect=split.protect if setting.protect else None,
-            gate=None if setting.gate_layer is None else Gate(few, layer=setting.gate_layer, related=related),
+            gate=calibration or gate_of(split, setting),
             estimator=setting.estimator,
             margin=setting.margin,
             bank=setting.bank,
         )
         step(1)
     return memory, time.perf_counter() - begin
+
+
+def gate_of(split: DemoSplit, setting: Setting) -> Gate | None:
+    """Return the gate of a setting; None in paper mode."""
+    if setting.gate_layer is None:
+        return None
+    spare = split.calibrate
+    few = spare if setting.negatives is None else spare[:: max(1, len(spare) // setting.negatives)]
+    related = FactSet(fact for fact in few if fact.id.startswith("tofu-retain")) if setting.apart else None
+    return Gate(few, layer=setting.gate_layer, related=related)
+
+
+def calibrated(backbone: Backbone, split: DemoSplit, setting: Setting, bank: BankConfig) -> Calibration | None:
+    """Read what the gate of a setting needs of the model, once for all facts; None in paper mode."""
+    gate = gate_of(split, setting)
+    if gate is None:
+        return None
+    keyed = [] if setting.estimator == "lens" else [Coordinate(setting.layer, setting.module, 0, setting.role)]
+    return Calibration.of(backbone, gate, bank=bank, coordinates=keyed)
 
 
 def summary_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:

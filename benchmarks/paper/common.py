@@ -12,7 +12,7 @@ import torch
 
 import timerome as tr
 from benchmarks.results import Clock, Results, about
-from timerome.demo import DEMO, Setting, build
+from timerome.demo import CANVAS, DEMO, Setting, build
 from timerome.facts import FactSet
 from timerome.memory import BankConfig, EditMemory
 from timerome.splits import DemoSplit, demo_split
@@ -20,12 +20,22 @@ from timerome.splits import DemoSplit, demo_split
 FOLDER = Path(__file__).parent / "results"
 # Two states a fact, both on the answer's own canvas: fully masked and half revealed.
 TWO_STATES = BankConfig(canvases=(None,), reveal=(0.0, 0.5))
+WIDE = replace(
+    DEMO.shipped,
+    bank=BankConfig((None, CANVAS), reveal=tuple(i * 0.15 for i in range(7)), prompt_dropout=(0.0, 0.2, 0.4)),
+)
 OURS: dict[str, Setting] = {
     "timerome, shipped (refusal)": DEMO.shipped,
     "timerome, null (forgetting)": DEMO.null,
-    "timerome, lean (refusal)": replace(DEMO.shipped, bank=TWO_STATES, negatives=100),
-    "timerome, lean (null)": replace(DEMO.null, bank=TWO_STATES, negatives=100),
+    "timerome, wide bank (refusal)": WIDE,
+    "timerome, wide bank (null)": replace(DEMO.null, bank=BankConfig((None, CANVAS))),
     "paper mode": replace(DEMO.paper, layer=3),
+}
+# With fewer negatives, read on the answers' own canvases; for other models and sizes.
+LEAN: dict[str, Setting] = {
+    "timerome, lean (null)": replace(DEMO.null, bank=TWO_STATES, negatives=100),
+    "timerome, lean (refusal)": replace(DEMO.shipped, bank=TWO_STATES, negatives=100),
+    "paper mode": OURS["paper mode"],
 }
 QUICK_PAPER = replace(OURS["paper mode"], bank=TWO_STATES)
 

@@ -21,7 +21,7 @@ from timerome.coordinates import Coordinate
 from timerome.evaluation.baselines import training_free
 from timerome.splits import demo_split
 
-from .common import OURS, Run, edited, markdown, start
+from .common import CALIBRATED, OURS, Gates, Run, edited, markdown, start
 
 
 def remaining(found: dict[str, Any], before: list[float], unasked: list[float]) -> float:
@@ -40,14 +40,17 @@ def measure_ours(run: Run, measuring: Measuring) -> dict[str, dict[str, Any]]:
     """Our memories and the baselines without training."""
     split, backbone = demo_split(), run.backbone
     found: dict[str, dict[str, Any]] = {}
+    gates = Gates(backbone)
     for name, setting in OURS.items():
 
         def measure(setting: Any = setting) -> dict[str, Any]:
-            memory, clock = edited(backbone, setting, measuring.forget)
+            memory, clock = edited(backbone, setting, measuring.forget, calibration=gates(setting))
             sets = measuring(backbone, memory.attached(backbone))
             return {**clock.to_dict(), "steps": 0, "backward_passes": 0, "bytes": memory.nbytes, "sets": sets}
 
-        found[name] = run.row(name, {"setting": asdict(setting), "protocol": measuring.protocol()}, measure)
+        found[name] = run.row(
+            name, {"setting": asdict(setting), **CALIBRATED, "protocol": measuring.protocol()}, measure
+        )
     coordinate = Coordinate(OURS["paper mode"].layer)
     free = None
     for name in ("no_edit", "random_site", "prompt_memory", "logit_bias", "activation_steering"):

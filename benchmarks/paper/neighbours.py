@@ -23,7 +23,7 @@ from benchmarks.measure import Measuring, spread
 from timerome.facts import FactSet
 from timerome.splits import AUTHOR, demo_split
 
-from .common import OURS, edited, markdown, start
+from .common import CALIBRATED, OURS, Gates, edited, markdown, start
 
 PROMPTS = 24
 APART = "timerome, shipped, apart"
@@ -46,11 +46,11 @@ def main() -> None:
         n = 4 if args.quick else PROMPTS
         prompts = [records[i * len(records) // n]["query"] for i in range(n)]
         before = decode(backbone, prompts)
-    rows = {}
+    rows, gates = {}, Gates(backbone)
     for name, setting in {**OURS, APART: replace(OURS["timerome, shipped (refusal)"], apart=True)}.items():
 
         def measure(setting: Any = setting) -> dict[str, Any]:
-            memory, _ = edited(backbone, setting, first)
+            memory, _ = edited(backbone, setting, first, calibration=gates(setting))
             attachment = memory.attached(backbone)
             found: dict[str, Any] = {"sets": measuring(backbone, attachment), "rows_edited": dict(attachment.hits)}
             if prompts:
@@ -59,7 +59,7 @@ def main() -> None:
                 found["rwku_text_unchanged"] = sum(a == b for a, b in zip(after, before, strict=True)) / len(prompts)
             return found
 
-        depends = {"setting": asdict(setting), "protocol": measuring.protocol(), "rwku": len(prompts)}
+        depends = {"setting": asdict(setting), **CALIBRATED, "protocol": measuring.protocol(), "rwku": len(prompts)}
         rows[name] = run.row(name, depends, measure)
     table = []
     for name, row in rows.items():

@@ -34,7 +34,7 @@ from timerome.diffusion import SamplerConfig
 from timerome.evaluation import WeightsWatch
 from timerome.splits import demo_split
 
-from .common import FOLDER, OURS, edited, markdown
+from .common import FOLDER, LEAN, edited, markdown
 
 # layers, hidden size, feed-forward size, heads, key-value heads, vocabulary, experts (of which 8 answer)
 SHAPES: dict[str, tuple[int, int, int, int, int, int, int]] = {
@@ -46,8 +46,8 @@ SHAPES: dict[str, tuple[int, int, int, int, int, int, int]] = {
 }
 # Not by the lens: with random weights its rounds find no answer and take a hundred times as long.
 BUILDS: dict[str, Setting] = {
-    "timerome, forget (null)": replace(OURS["timerome, lean (null)"], negatives=20),
-    "timerome, replace (donor)": replace(OURS["timerome, lean (refusal)"], negatives=20, estimator="donor"),
+    "timerome, forget (null)": replace(LEAN["timerome, lean (null)"], negatives=20),
+    "timerome, replace (donor)": replace(LEAN["timerome, lean (refusal)"], negatives=20, estimator="donor"),
 }
 TRAINED = {
     "gradient difference": ("gradient_difference", {"lr": 1e-4, "retain": 1.0}),

@@ -18,7 +18,7 @@ from timerome.diffusion import Encoded, encode, log_likelihood
 from timerome.facts import Fact, FactSet
 from timerome.splits import demo_split
 
-from .common import OURS, edited, markdown, start
+from .common import CALIBRATED, OURS, Gates, edited, markdown, start
 
 CONTEXTS = ("nothing", "one other fact", "two other facts", "the fact itself")
 
@@ -44,15 +44,16 @@ def main() -> None:
 
     how = {"facts": asked.ids, "estimator": "elbo_sum, K = 4, seed 0"}
     rows: dict[str, dict[str, Any]] = {"no edit": run.row("no edit", how, lambda: {"scores": scores()})}
+    gates = Gates(backbone)
     for name, setting in OURS.items():
 
         def measure(setting: Any = setting) -> dict[str, Any]:
-            memory, _ = edited(backbone, setting, others)
+            memory, _ = edited(backbone, setting, others, calibration=gates(setting))
             with memory.attached(backbone) as attachment:
                 found = scores()
             return {"scores": found, "rows_edited": dict(attachment.hits)}
 
-        rows[name] = run.row(name, how | {"setting": asdict(setting)}, measure)
+        rows[name] = run.row(name, how | {"setting": asdict(setting), **CALIBRATED}, measure)
     means = {name: [sum(row["scores"][kind]) / len(asked) for kind in CONTEXTS] for name, row in rows.items()}
     table = [[name, *(f"{x:.1f}" for x in values)] for name, values in means.items()]
     columns = ["memory", *(f"{kind}: log-prob, nats" for kind in CONTEXTS)]

@@ -22,9 +22,8 @@ from benchmarks.results import Results, about
 from timerome.facts import FactSet
 from timerome.splits import bundled_facts, demo_split
 
-from .common import FOLDER, OURS, edited, markdown
+from .common import FOLDER, LEAN, edited, markdown
 
-CONFIGURATIONS = ("timerome, lean (null)", "timerome, lean (refusal)", "paper mode")
 CANVAS, STEPS = 8, 8
 BLOCKS = 6  # of the testbed, which the settings are of
 
@@ -44,7 +43,7 @@ def at_depth(block: int, backbone: tr.Backbone) -> int:
 
 def measure(backbone: tr.Backbone, name: str, facts: FactSet) -> dict[str, Any]:
     """Forget a third of the facts with one configuration; see what happens to the rest."""
-    setting = OURS[name]
+    setting = LEAN[name]
     depth = {"layer": at_depth(setting.layer % BLOCKS, backbone)}
     if setting.gate_layer is not None:
         depth["gate_layer"] = at_depth(setting.gate_layer, backbone)
@@ -73,8 +72,8 @@ def main() -> None:
         if len(facts) < args.least:
             print(f"{label}: knows {len(facts)} of these facts, fewer than {args.least}; left out.")
             continue
-        for name in CONFIGURATIONS:
-            depends = {"setting": asdict(OURS[name]), "facts": facts.ids}
+        for name in LEAN:
+            depends = {"setting": asdict(LEAN[name]), "facts": facts.ids}
             row = results.row(
                 f"{label}, {name}", depends, lambda name=name, b=backbone, facts=facts: measure(b, name, facts)
             )

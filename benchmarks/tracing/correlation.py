@@ -126,27 +126,36 @@ def told(found: dict[str, Any]) -> str:
     """A correlation in words."""
     if found["rho"] is None:
         return str(found["why"])
-    return f"rho {found['rho']:.2f} [{found['low']:.2f}, {found['high']:.2f}], p {found['p']:.3f}"
+    p = "p < 0.001" if found["p"] < 0.001 else f"p = {found['p']:.3f}"
+    return f"rho {found['rho']:.2f} [{found['low']:.2f}, {found['high']:.2f}], {p}"
 
 
 def plot(path: Path, points: list[dict[str, Any]], summary: dict[str, dict[str, Any]]) -> None:
-    """Effect against success, a panel a form; the data beside it."""
-    figure = figure_of(3.6 * len(summary), 3.6)
-    for axis, form in zip(figure.subplots(1, len(summary), squeeze=False)[0], summary, strict=True):
-        for module, (mark, fill) in MARKS.items():
-            own = [p for p in points if p["form"] == form and p["module"] == module]
-            axis.scatter(
-                [p["tie"] for p in own], [p["fall"] for p in own], marker=mark, color=fill, edgecolor="black",
-                label=module, s=36, zorder=2,
-            )  # fmt: skip
-            for p in own:
-                axis.annotate(str(p["layer"]), (p["tie"], p["fall"]), xytext=(4, 4), textcoords="offset points",
-                              fontsize=7)  # fmt: skip
-        axis.set_title(f"{form}: {told(summary[form]['fall'])}", fontsize=9)
-        axis.set_xlabel("effect (TIE) on held-out facts")
-        axis.set_ylabel("fall of the edited answer, nats")
-        axis.grid(color="0.9", zorder=0)
-    figure.axes[0].legend(fontsize=8, title="layer by number")
+    """Effect against success, all sites above, blocks alone below; a column a form, and the data beside it."""
+    figure = figure_of(3.6 * len(summary), 6.4)
+    grid = figure.subplots(2, len(summary), squeeze=False)
+    for column, form in enumerate(summary):
+        own = [p for p in points if p["form"] == form]
+        rows = ((own, "fall"), ([p for p in own if p["module"] == "block"], "fall_blocks"))
+        for axis, (shown, what) in zip(grid[:, column], rows, strict=True):
+            if what == "fall" and len({p["module"] for p in own}) == 1:
+                axis.set_axis_off()  # there are blocks alone, shown below
+                continue
+            for module in dict.fromkeys(p["module"] for p in shown):
+                mark, fill = MARKS[module]
+                x, y = zip(*((p["tie"], p["fall"]) for p in shown if p["module"] == module), strict=True)
+                axis.scatter(x, y, marker=mark, color=fill, edgecolor="black", label=module, s=36, zorder=2)
+            for p in shown:
+                # Blocks lie on each other above, and have a panel of their own below.
+                if what == "fall_blocks" or p["module"] != "block":
+                    axis.annotate(str(p["layer"]), (p["tie"], p["fall"]), xytext=(4, 4),
+                                  textcoords="offset points", fontsize=7)  # fmt: skip
+            axis.set_title(f"{form}{', blocks' * (what == 'fall_blocks')}: {told(summary[form][what])}", fontsize=9)
+            axis.set_xlabel("effect (TIE) on held-out facts")
+            axis.set_ylabel("fall of the edited answer, nats")
+            axis.margins(0.12)
+            axis.grid(color="0.9", zorder=0)
+    figure.axes[0].legend(fontsize=8, title="numbers are layers", loc="upper left")
     write(figure, path, points)
 
 

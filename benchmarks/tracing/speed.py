@@ -7,12 +7,16 @@ a hook, and the same for both controls (random sites, permuted steps), as the tr
 and each draw's corrupted run are made once. ``times_faster_sites`` leaves the plain loop's controls out, and so counts
 against the tracer what it does beside. Times are CPU seconds of one thread (the machine is shared), all of a fact's in
 one run one after the other. ``pruned`` drops coordinates at an error probability of 0.05 a fact; how it does so was
-settled on other facts than these.
+settled on other facts than these. ``floor`` is what the tracer's forwards alone would take in the batch size that suits
+the model best, without hooks, unembedding, scores or sampling: nothing that runs the same rows through this model as it
+is can be faster.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,18 +27,18 @@ import torch
 import timerome as tr
 from benchmarks.results import Clock, Results, about
 from tests.tracing import naive
-from timerome.diffusion import SamplerConfig, encode
-from timerome.facts import Fact, FactSet
+from timerome.diffusion import Encoded, SamplerConfig, encode
+from timerome.facts import Fact
 from timerome.functional.corruption import seeded_generator
 from timerome.functional.effects import TIED
 from timerome.splits import bundled_facts
 from timerome.tracing.corrupted_inputs import corrupted_inputs
+from timerome.tracing.forwards import logits_at
 from timerome.tracing.one_fact import OneFact
 from timerome.tracing.runs import FactRuns
 
 RESULTS = Path(__file__).parent / "results"
 DRAWS, ERROR = 10, 0.05
-BATCH = 128  # rows are short here; with 32, the default, short ones take a quarter more
 ROLES = ("subject_last", "object")
 
 
@@ -105,17 +109,31 @@ class PlainLoop:
 
 def traced(
     backbone: tr.Backbone, fact: Fact, prune: float | None = None, **options: Any
-) -> tuple[tr.TraceResult, float]:
-    """A fact's trace, and its CPU seconds."""
-    with Clock().running() as clock:
-        trace = tr.CausalTracer(backbone, prune=prune, batch_size=BATCH, **options).trace([fact])
-    return trace, clock.cpu
+) -> tuple[tr.TraceResult, float, float]:
+    """A fact's trace, its CPU seconds, and how many forwards of one row its runs cost."""
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Path(folder) / "kept.jsonl"
+        with Clock().running() as clock:
+            trace = tr.CausalTracer(backbone, prune=prune, **options).trace([fact], checkpoint=kept)
+        return trace, clock.cpu, json.loads(kept.read_text().splitlines()[-1]).get("forward_rows", 0.0)
+
+
+def row_floor(backbone: tr.Backbone, sequence: Encoded) -> float:
+    """CPU seconds of a row's forward, unhooked and without the unembedding, in the batch size that suits it best."""
+    ids, nowhere, best = sequence.masked(backbone.mask_id), torch.zeros(1, dtype=torch.bool), np.inf
+    for size in (4, 8, 16, 32, 64, 128):
+        batch = ids.expand(size, -1).contiguous()
+        for _ in range(3):
+            with Clock().running() as clock:
+                logits_at(backbone, batch, sequence.canvas, nowhere.expand_as(batch))
+            best = min(best, clock.cpu / size)
+    return float(best)
 
 
 def against_the_plain_loop(backbone: tr.Backbone, fact: Fact, window: str, steps: int, draws: int) -> dict[str, Any]:
     options: dict[str, Any] = {"window": window, "sampler": SamplerConfig(steps=steps), "draws": draws}
-    full, full_seconds = traced(backbone, fact, **options)
-    pruned, pruned_seconds = traced(backbone, fact, ERROR, **options)
+    full, full_seconds, rows = traced(backbone, fact, **options)
+    pruned, pruned_seconds, rows_pruned = traced(backbone, fact, ERROR, **options)
     sequence = encode(backbone, fact)
     runs = FactRuns(backbone, sequence, int(sequence.canvas.sum()), sampler=options["sampler"], window=window)
     clean = runs.clean()
@@ -132,12 +150,14 @@ def against_the_plain_loop(backbone: tr.Backbone, fact: Fact, window: str, steps
         random, permuted = loop.random_sites(drawn), loop.permuted_steps(full.best())
     last = wanted.shape[1]
     differences = [full.tie[0][:, :last] - wanted, full.control()[0][:last] - random, full.permuted[0, 1] - permuted]
-    both = sites.cpu + controls.cpu
+    both, floor = sites.cpu + controls.cpu, row_floor(backbone, sequence)
     return {
-        "tokens": len(sequence.ids), "coordinates": int(np.isfinite(wanted).sum()), "draws": draws,
+        "tokens": len(sequence.ids), "answer": int(sequence.canvas.sum()),
+        "coordinates": int(np.isfinite(wanted).sum()), "draws": draws,
         "plain": both, "plain_sites": sites.cpu, "batched": full_seconds, "pruned": pruned_seconds,
         "times_faster": both / full_seconds, "times_faster_pruned": both / pruned_seconds,
         "times_faster_sites": sites.cpu / full_seconds, "times_faster_sites_pruned": sites.cpu / pruned_seconds,
+        "rows": rows, "rows_pruned": rows_pruned, "floor": rows * floor, "floor_pruned": rows_pruned * floor,
         "largest_difference": float(max(np.nanmax(np.abs(d)) for d in differences)),
         "same_choice": full.best("per_fact") == pruned.best("per_fact"),
     }  # fmt: skip
@@ -148,16 +168,16 @@ def in_double_precision(fact: Fact, window: str, steps: int) -> dict[str, Any]:
     backbone.model.double()
     sampler = SamplerConfig(steps=steps)
     wanted = PlainLoop(backbone, fact, window, sampler, 2).coordinates()
-    full, _ = traced(backbone, fact, window=window, sampler=sampler, draws=2)
+    full, _, _ = traced(backbone, fact, window=window, sampler=sampler, draws=2)
     return {"largest_difference": float(np.nanmax(np.abs(full.tie[0][:, : wanted.shape[1]] - wanted)))}
 
 
 def same_choice(backbone: tr.Backbone, fact: Fact, window: str, steps: int) -> dict[str, Any]:
     options = {"window": window, "sampler": SamplerConfig(steps=steps), "draws": DRAWS}
-    full, full_seconds = traced(backbone, fact, **options)
+    full, full_seconds, _ = traced(backbone, fact, **options)
     if not full.facts:
         return {"not_traceable": full.not_traceable[fact.id]}
-    pruned, pruned_seconds = traced(backbone, fact, ERROR, **options)
+    pruned, pruned_seconds, _ = traced(backbone, fact, ERROR, **options)
     one, other = (trace.best("per_fact")[fact.id] for trace in (full, pruned))
     draws = pruned.draws()
     return {
@@ -169,68 +189,89 @@ def same_choice(backbone: tr.Backbone, fact: Fact, window: str, steps: int) -> d
 
 
 def summarised(plain: list[dict[str, Any]], choices: list[dict[str, Any]]) -> dict[str, Any]:
-    """The rows in a few numbers: how many times less CPU, and how often pruning chose the same."""
+    """The rows of facts of one kind in a few numbers: how many times less CPU, and how often pruning chose the same."""
     traceable = [row for row in choices if "same" in row]
+    times = {
+        name: {
+            "least": round(min(row[name] for row in plain), 1),
+            "most": round(max(row[name] for row in plain), 1),
+            "together": round(
+                sum(row["plain_sites" if "sites" in name else "plain"] for row in plain)
+                / sum(row["pruned" if "pruned" in name else "batched"] for row in plain), 1,
+            ),
+        }
+        for name in ("times_faster", "times_faster_pruned", "times_faster_sites", "times_faster_sites_pruned")
+    }  # fmt: skip
     return {
-        **{
-            f"{name}_{which}": round(float(value), 1)
-            for name in ("times_faster", "times_faster_pruned", "times_faster_sites", "times_faster_sites_pruned")
-            for which, value in (
-                ("least", min(row[name] for row in plain)),
-                ("median", np.median([row[name] for row in plain])),
-                ("most", max(row[name] for row in plain)),
-                ("together", sum(row["plain_sites" if "sites" in name else "plain"] for row in plain)
-                 / sum(row["pruned" if "pruned" in name else "batched"] for row in plain)),
-            )
-        },
+        **times,
+        "by_answer": [
+            {
+                "answer": row["answer"], "tokens": row["tokens"], "unpruned": round(row["times_faster"], 1),
+                "unpruned_at_the_floor": round(row["plain"] / row["floor"], 1),
+                "pruned": round(row["times_faster_pruned"], 1),
+                "pruned_at_the_floor": round(row["plain"] / row["floor_pruned"], 1),
+            }
+            for row in sorted(plain, key=lambda row: row["tokens"])
+        ],
         "compared": len(plain),
         "largest_difference": max(row["largest_difference"] for row in plain),
         "facts_and_windows": len(traceable),
-        "same_choice": sum(row["same"] for row in traceable) / len(traceable),
-        "same_or_tied": sum(row["loss"] <= TIED for row in traceable) / len(traceable),
+        "same_choice": float(np.mean([row["same"] for row in traceable])),
+        "same_or_tied": float(np.mean([row["loss"] <= TIED for row in traceable])),
         "largest_loss": max(row["loss"] for row in traceable),
         "draws_made": float(np.mean([row["draws_made"] for row in traceable])),
-        "batched_over_pruned": sum(row["batched"] for row in traceable)
-        / sum(row["pruned_seconds"] for row in traceable),
     }  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer facts")
-    quick = parser.parse_args().quick
+    parser.add_argument(
+        "--only", default="", help="measure rows whose name has this in it; the others as they are kept"
+    )
+    args = parser.parse_args()
     torch.set_num_threads(1)
     backbone = tr.load("testbed")
     results = Results(RESULTS / "speed.json", about(backbone, seed=0))
     # An answer of one token takes one step, and nothing comes later.
     relations = [f for f in bundled_facts("relations") if int(encode(backbone, f).canvas.sum()) > 1]
-    spread = FactSet(relations[i * len(relations) // 20] for i in range(20))
-    tofu = FactSet(sorted(bundled_facts("forget01"), key=lambda fact: len(fact.object))[:10])
+    spread = [relations[i * len(relations) // 20] for i in range(20)]
+    tofu = sorted(bundled_facts("forget01"), key=lambda fact: (int(encode(backbone, fact).canvas.sum()), fact.id))
+    # Facts of one to four steps; TOFU's shortest answer, one of two dozen tokens, and a long one.
+    compared = {
+        "relations": [(fact, window) for fact in spread[:20:7] for window in ("from", "single")],
+        "tofu": [(tofu[0], "from"), (tofu[0], "single"), (tofu[10], "from"), (tofu[30], "from")],
+    }
+    chosen = {
+        "relations": [(fact, window) for window in ("from", "single") for fact in spread],
+        "tofu": [(fact, window) for window in ("from", "single") for fact in tofu[::2]],
+    }
+    if args.quick:
+        compared, chosen = ({kind: rows[:1] for kind, rows in sets.items()} for sets in (compared, chosen))
+
+    def rows(
+        name: str, facts: list[tuple[Fact, str]], measure: Callable[[Fact, str], dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        found = []
+        for fact, window in facts:
+            key = f"{name} {window} {fact.id}"
+            if args.only in key or key in results.rows:
+                found.append(results.row(key, {"draws": DRAWS}, lambda f=fact, w=window: measure(f, w)))  # type: ignore[misc]
+        return found
+
+    summary: dict[str, Any] = {}
     with torch.inference_mode():
         traced(backbone, spread[0], ERROR, draws=DRAWS)  # what is loaded and set up once
-        plain, choices = [], []
-        # Facts of one to four steps and of different length; an hour would be needed for all.
-        for fact in (spread[0],) if quick else (*spread[:20:7], tofu[0]):
+        for kind in compared:
+            plain = rows("plain", compared[kind], lambda f, w: against_the_plain_loop(backbone, f, w, 4, DRAWS))
+            choices = rows("choice", chosen[kind], lambda f, w: same_choice(backbone, f, w, 4))
+            if plain and choices:
+                summary[kind] = summarised(plain, choices)
+        if args.only in "double":
             for window in ("from", "single"):
-                plain.append(
-                    results.row(
-                        f"plain {window} {fact.id}", {"draws": DRAWS, "batch_size": BATCH},
-                        lambda f=fact, w=window: against_the_plain_loop(backbone, f, w, 4, DRAWS),
-                    )
-                )  # fmt: skip
-        for window in ("from", "single"):
-            results.row(f"double {window}", {}, lambda w=window: in_double_precision(spread[0], w, 4))
-        for window in ("from", "single"):
-            for fact in (*spread, *tofu)[: 5 if quick else 30]:
-                choices.append(
-                    results.row(
-                        f"choice {window} {fact.id}", {"draws": DRAWS, "batch_size": BATCH},
-                        lambda f=fact, w=window: same_choice(backbone, f, w, 4),
-                    )
-                )  # fmt: skip
-    summary = summarised(plain, choices)
+                results.row(f"double {window}", {}, lambda w=window: in_double_precision(spread[0], w, 4))
     results.save(summary=summary)
-    print(summary)
+    print(json.dumps(summary, indent=1))
 
 
 if __name__ == "__main__":

@@ -157,18 +157,23 @@ class DenoisingLoop:
         block = torch.arange(ids.shape[1], device=ids.device) // self._block_length
         return (block[:, None] >= block).expand(len(ids), -1, -1)
 
-    def commit(self, logits: Tensor) -> Tensor:
+    def commit(self, logits: Tensor, at: Tensor | None = None) -> Tensor:
         """Unmask this step's share of positions from ``logits`` and move on; return the new ids ``(B, L)``.
+
+        Args:
+            logits: of every position, ``(B, L, V)``, or those of the positions ``at`` alone, row after row, ``(n, V)``.
+            at: boolean ``(B, L)``; True at least at every mask, and, with an ``editing_threshold``, on all the canvas.
 
         Raises:
             FloatingPointError: logits are NaN or infinite.
         """
-        step, end = self._plan[self.step], logits.shape[1]
+        step, end = self._plan[self.step], (logits if at is None else at).shape[1]
         ids = self.ids[:, :end]
         block = self._block_of[:, :end] == step.block
         masked = block & (ids == self.backbone.mask_id)
         editable = block & ~masked if self.config.editing_threshold is not None else torch.zeros_like(block)
-        tokens, confidence = self._choose(logits, masked | editable, step.greedy)
+        where = masked | editable
+        tokens, confidence = self._choose(logits[where if at is None else where[at]], where, step.greedy)
         chosen = self._select(step, masked, confidence)
         if self.config.editing_threshold is not None:
             chosen |= editable & (confidence > self.config.editing_threshold) & (tokens != ids)
@@ -191,23 +196,26 @@ class DenoisingLoop:
         """Uniform random numbers for the ``tokens``, or for the ``order``, of one row at this step; float64, CPU."""
         return torch.rand(shape, generator=self._generator, dtype=torch.float64)
 
-    def _choose(self, logits: Tensor, where: Tensor, greedy: bool) -> tuple[Tensor, Tensor]:
-        """Predict a token at each of the positions ``where``, and say how sure it is; both ``(B, L)``."""
-        config, eos_id = self.config, self.backbone.eos_id
-        found = logits[where]
+    def _choose(self, found: Tensor, where: Tensor, greedy: bool) -> tuple[Tensor, Tensor]:
+        """Predict a token at each of the n positions ``where``, and say how sure it is; both ``(B, L)``.
+
+        Their logits ``found``, ``(n, V)``, are written to.
+        """
+        config, eos_id, mask_id = self.config, self.backbone.eos_id, self.backbone.mask_id
         if config.eos == "never":
             found[:, eos_id] = -torch.inf
-        allowed = found.clone()
-        allowed[:, self.backbone.mask_id] = -torch.inf  # a mask is never a prediction
-        bad = ~torch.isfinite(allowed.amax(-1))
+        of_mask = found[:, mask_id].clone()
+        found[:, mask_id] = -torch.inf  # a mask is never a prediction, but counts when it is asked how sure one is
+        bad = ~torch.isfinite(found.amax(-1))
         if bad.any():
             raise FloatingPointError(
                 f"DenoisingLoop: logits are not finite in rows {where.nonzero()[bad, 0].unique().tolist()[:8]} of the "
                 "batch; check the weights, the dtype and any memory attached."
             )
         heat = 0.0 if greedy else config.temperature
-        token = self._sample(allowed / heat, where) if heat > 0 else allowed.argmax(-1)
-        tokens = torch.zeros(where.shape, dtype=torch.int64, device=logits.device)
+        token = self._sample(found / heat, where) if heat > 0 else found.argmax(-1)
+        found[:, mask_id] = of_mask
+        tokens = torch.zeros(where.shape, dtype=torch.int64, device=found.device)
         tokens[where] = token
         if config.transfer == "independent":
             return tokens, tokens
@@ -217,7 +225,7 @@ class DenoisingLoop:
             found[:, [eos_id, *config.end_ids]] = -torch.inf
         if config.sampled_confidence:
             found = keep_likely(found / heat if heat > 0 else found, config.top_p, config.top_k)
-        confidence = torch.full(where.shape, -torch.inf, dtype=logits.dtype, device=logits.device)
+        confidence = torch.full(where.shape, -torch.inf, dtype=found.dtype, device=found.device)
         confidence[where] = confidences(found, token, config.remasking)
         return tokens, confidence
 

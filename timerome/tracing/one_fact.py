@@ -85,8 +85,13 @@ class OneFact:
             "forward_rows": forward_rows + runs.forward_rows,
         }
 
-    def permuted_steps(self, best: Coordinate) -> tuple[float, float]:
-        """Effect of a coordinate with the activations of its own steps, and with those of permuted ones."""
+    def permuted_steps(self, best: Coordinate, own: Floats) -> tuple[float, float]:
+        """Effect of a coordinate with the activations of its own steps, and with those of permuted ones.
+
+        Args:
+            best: the coordinate.
+            own: its effect draw by draw as far as it is known, ``(D,)``; what is not is measured.
+        """
         runs, settings = self.runs, self.settings
         sites = settings.restored_with(best.site, runs.backbone.n_layers)
         clean = runs.clean(sites)
@@ -97,18 +102,18 @@ class OneFact:
             generator = seeded_generator(settings.seed, "permuted steps", runs.sequence.fact_id, draw)
             shift = int(torch.randint(1, clean.steps, (1,), generator=generator))
             donors = tuple((step + shift) % clean.steps for step in range(clean.steps))
+            known = bool(np.isfinite(own[draw]))
             cells += [
-                (draw, Restoration(sites, best.role, best.step)),
-                (draw, Restoration(sites, best.role, best.step, donors=donors)),
                 (draw, None),
+                (draw, Restoration(sites, best.role, best.step, donors=donors)),
+                (draw, None if known else Restoration(sites, best.role, best.step)),
             ]
         by_draw = runs.corrupted(clean, self.inputs, cells).reshape(len(self.inputs), 3)
         teacher = runs.commits == "teacher"
-        found = (self._same_step if teacher else self._later)(
-            clean.scores, by_draw[:, 2], by_draw[:, :2, None, None], [best.step], "log_prob"
-        )
-        own, permuted = nanmean(found, axis=0)[:, 0, 0]
-        return float(own), float(permuted)
+        permuted, measured = (self._same_step if teacher else self._later)(
+            clean.scores, by_draw[:, 0], by_draw[:, 1:, None, None], [best.step], "log_prob"
+        )[:, :, 0, 0].T
+        return float(nanmean(np.where(np.isfinite(own), own, measured))), float(nanmean(permuted))
 
     # -----------------------------------------------------------------------------------------------------------------
 

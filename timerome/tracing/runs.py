@@ -25,7 +25,7 @@ from ..functional.effects import Bools, Floats, last_masked
 from ..hooks import capture
 from .activations import ActivationStore
 from .corrupted_inputs import CorruptedInput
-from .forwards import Patch, Row, batches, can_join, canvas_logits, run_batch
+from .forwards import Patch, Row, batches, can_join, fitting, logits_at, run_batch
 
 Window = Literal["single", "from", "until"]
 Commits = Literal["free", "teacher"]
@@ -67,8 +67,9 @@ class Scores:
     """What was scored in some runs: R runs (any leading shape), S steps, n object tokens.
 
     Attributes:
-        log_prob: of the object's true tokens at each step, nats, ``(R, S, n)``.
-        log_rank: natural logarithm of their rank in the vocabulary, 0 for the first, ``(R, S, n)``.
+        log_prob: of the object's true tokens at each step, nats, ``(R, S, n)``; NaN where a token was not predicted any
+            more.
+        log_rank: natural logarithm of their rank in the vocabulary, 0 for the first, ``(R, S, n)``; NaN likewise.
         masked: whether they were masked in the state that step started from, ``(R, S, n)``.
     """
 
@@ -138,7 +139,7 @@ class FactRuns:
         window: at which steps around its own a restored run restores.
         commits: ``free``: each run commits what it predicts. ``teacher``: every run commits the true tokens, in the
             clean run's order.
-        batch_size: rows of one forward.
+        batch_size: most rows of one forward; None is as many as the device takes well, see :func:`fitting`.
         budget_bytes: of clean activations in memory; see :class:`ActivationStore`.
         join: whether rows may begin where they are restored; None finds out.
     """
@@ -152,12 +153,13 @@ class FactRuns:
         sampler: SamplerConfig,
         window: Window = "from",
         commits: Commits = "free",
-        batch_size: int = 32,
+        batch_size: int | None = None,
         budget_bytes: int | None = None,
         join: bool | None = None,
     ) -> None:
         self.backbone, self.sequence, self.sampler = backbone, sequence, sampler
-        self.window, self.commits, self.batch_size = window, commits, batch_size
+        self.window, self.commits = window, commits
+        self.batch_size = batch_size or fitting(backbone.device, len(sequence.ids))
         self.budget_bytes = budget_bytes
         self._canvas = sequence.canvas.to(backbone.device)
         self._truth = sequence.ids.to(backbone.device)
@@ -181,13 +183,14 @@ class FactRuns:
             wanted = list(sites) if keep(step) else []
             states.append(ids[0])
             with capture(self.backbone, wanted) as captured:
-                logits = canvas_logits(self.backbone, ids, self._canvas)
+                where = self._reads(ids)
+                logits = logits_at(self.backbone, ids, self._canvas, where)
                 self.forward_rows += 1
             for site, output in captured.items():
                 outputs.put(step, site, output[0])
             captured.clear()
-            found.append(self._score(logits))
-            after = self._commit(ids, logits, step)
+            found.append(self._score(logits, where))
+            after = self._commit(ids, logits, where, step)
             ids = torch.where(ids == after, ids, self._truth) if self.commits == "teacher" else after
             step += 1
         seen = torch.stack(states)
@@ -272,10 +275,10 @@ class FactRuns:
         log_rank = log_prob.copy()
         moved = torch.empty((len(rows), len(self._canvas)), dtype=torch.long, device=self.backbone.device)
         for batch in batches(rows, self.backbone.n_layers, self.batch_size, self.join):
-            found, logits = run_batch(self.backbone, batch, self._canvas)
+            found, where, logits = run_batch(self.backbone, batch, self._canvas, self._reads)
             self.forward_rows += batch.cost(self.backbone.n_layers)
-            log_prob[found], log_rank[found] = self._score(logits)
-            moved[found] = self._commit(torch.stack([rows[i].ids for i in found]), logits, step)
+            log_prob[found], log_rank[found] = self._score(logits, where)
+            moved[found] = self._commit(torch.stack([rows[i].ids for i in found]), logits, where, step)
         return (log_prob, log_rank), moved
 
     def _patches(
@@ -308,20 +311,36 @@ class FactRuns:
         loop.step = step
         return loop
 
-    def _commit(self, ids: Tensor, logits: Tensor, step: int) -> Tensor:
-        """Ids ``(B, L)`` after a step whose canvas logits are ``(B, n, V)``."""
+    def _reads(self, ids: Tensor) -> Tensor:
+        """Which positions of states ``(B, L)`` have to be predicted: a committed one only where it may be edited."""
+        open_ = ids == self.backbone.mask_id
+        return self._canvas & (open_ if self.sampler.editing_threshold is None else torch.ones_like(open_))
+
+    def _commit(self, ids: Tensor, logits: Tensor, where: Tensor, step: int) -> Tensor:
+        """Ids ``(B, L)`` after a step whose logits at ``where`` ``(B, L)`` are ``(n, V)``."""
         after = ids.clone()
-        after[:, self._canvas] = self._loop(ids, step).commit(logits)
+        after[:, self._canvas] = self._loop(ids, step).commit(logits, where[:, self._canvas])
         return after
 
-    def _score(self, logits: Tensor) -> tuple[Floats, Floats]:
-        """Log-probability and log-rank of the object's true tokens ``(B, n)``, from canvas logits, float64."""
-        logits = logits[:, : self.object_length]
-        truth = self._truth[self._canvas][: self.object_length].expand(len(logits), -1)[..., None]
-        log_prob = logits.log_softmax(-1).gather(-1, truth)[..., 0]
+    def _score(self, logits: Tensor, where: Tensor) -> tuple[Floats, Floats]:
+        """Log-probability and log-rank of the object's true tokens ``(B, n)``, float64, from logits at ``where``.
+
+        NaN elsewhere: what is not predicted has no score of its own at this step.
+        """
+        where = where[:, self._canvas]
+        truth = self._truth[self._canvas].expand_as(where)[where]
+        of_object = torch.zeros_like(where)
+        of_object[:, : self.object_length] = where[:, : self.object_length]
+        if self.object_length < where.shape[1]:
+            logits, truth = logits[of_object[where]], truth[of_object[where]]
+        true = logits.gather(-1, truth[:, None])
+        found = torch.full((2, *where.shape), torch.nan, dtype=torch.float64, device=logits.device)
+        found[0][of_object] = logits.log_softmax(-1).gather(-1, truth[:, None])[:, 0].double()
         # Compared into floats, which are summed several times faster than booleans.
-        ahead = torch.gt(logits, logits.gather(-1, truth), out=torch.empty_like(logits)).sum(-1, dtype=torch.float64)
-        return log_prob.cpu().double().numpy(), (ahead + 1).log().cpu().numpy()
+        ahead = torch.gt(logits, true, out=torch.empty_like(logits)).sum(-1, dtype=torch.float64)
+        found[1][of_object] = (ahead + 1).log()
+        log_prob, log_rank = found[..., : self.object_length].cpu().numpy()
+        return log_prob, log_rank
 
 
 def _distinct(ids: Tensor, kinds: Sequence[tuple[object, ...]]) -> tuple[list[int], NDArray[np.int64]]:

@@ -90,7 +90,7 @@ class CausalTracer:
             that are behind the fact's best, with at most this estimated chance of losing the one that is best over all
             draws (see :func:`timerome.functional.halving.survivors`); what is dropped keeps the mean of the draws it
             had, and the control at a step and role that no coordinate is left at, likewise.
-        batch_size: rows of one forward.
+        batch_size: most rows of one forward; None is 32, and on a CPU as many as hold 1024 positions.
         activation_budget: bytes of clean activations kept in memory; those beyond it lie in a temporary file. None is
             no limit. A forward's own activations are bounded by ``batch_size`` alone.
         seed: of noise, controls and the choice of other subjects.
@@ -132,7 +132,7 @@ class CausalTracer:
         commits: Commits = "free",
         tokens: Tokens = "all",
         prune: float | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         activation_budget: int | None = None,
         seed: int = 0,
         min_total_effect: float = 0.1,
@@ -162,8 +162,8 @@ class CausalTracer:
         )
         for site in self._settings.sites:
             backbone.module(site)
-        if batch_size < 1:
-            raise ValueError(f"CausalTracer: expected batch_size >= 1, got {batch_size}.")
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"CausalTracer: expected batch_size >= 1 or None, got {batch_size}.")
         if activation_budget is not None and activation_budget < 0:
             raise ValueError(f"CausalTracer: expected activation_budget >= 0 or None, got {activation_budget}.")
         self.batch_size, self.activation_budget, self.progress = batch_size, activation_budget, progress
@@ -221,12 +221,15 @@ class CausalTracer:
         effect: Effect = "tie" if self._settings.free else "forced_ie"
         if result.has(effect):
             best = result.best(effect=effect)
+            drawn = result.draws(effect)[(slice(None), slice(None), *result.index(best))]
+            at_best = dict(zip(result.facts, drawn, strict=True))
             mine = shard.of(list(result.facts))
             found = {}
             for n, i in enumerate(mine):
                 self._tell(n, len(mine), f"{i}: permuted steps")
                 runs = self._runs(*sequences[i], commits="free" if self._settings.free else "teacher")
-                found[i] = OneFact(self._settings, runs, inputs[i], grid).permuted_steps(best)
+                one = OneFact(self._settings, runs, inputs[i], grid)
+                found[i] = one.permuted_steps(best, at_best[i][: len(inputs[i])])
             self._tell(len(mine), len(mine), "permuted steps")
             merged = shard.merged({i: [None if np.isnan(x) else x for x in pair] for i, pair in found.items()})
             result.permuted[:] = np.array([merged[i] for i in result.facts], dtype=np.float64)

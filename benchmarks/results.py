@@ -71,6 +71,10 @@ def _module() -> str:
     return spec.name if spec is not None else Path(sys.argv[0]).name
 
 
+def _plain(values: dict[str, Any]) -> Any:
+    return json.loads(json.dumps(values))  # as it comes back from the file
+
+
 @dataclass
 class Results:
     """A results file. A row is kept for good under its key and what it depends on; anything else makes it anew.
@@ -88,17 +92,23 @@ class Results:
         if self.path.exists():
             self.rows = json.loads(self.path.read_text())["rows"]
 
+    def has(self, key: str, depends: dict[str, Any]) -> bool:
+        """Whether the file has the row of ``key``, for the same model and ``depends``."""
+        old = self.rows.get(key)
+        return (
+            old is not None and old["depends"] == _plain(depends) and old["about"]["testbed"] == self.about["testbed"]
+        )
+
     def row(self, key: str, depends: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return the row of ``key``, measured now unless the file has it for the same model and ``depends``."""
-        depends = json.loads(json.dumps(depends))
-        old = self.rows.get(key)
-        if old is not None and old["depends"] == depends and old["about"]["testbed"] == self.about["testbed"]:
-            return old["found"]
+        if self.has(key, depends):
+            return self.rows[key]["found"]
         print(f"{self.path.stem}: {key}", file=sys.stderr, flush=True)
         begin = time.perf_counter()
         found = measure()
         self.rows[key] = {
-            "depends": depends, "found": found, "about": self.about, "seconds": round(time.perf_counter() - begin, 1),
+            "depends": _plain(depends), "found": found, "about": self.about,
+            "seconds": round(time.perf_counter() - begin, 1),
         }  # fmt: skip
         self.save()
         return found

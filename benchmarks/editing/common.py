@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime, timezone
-from importlib.metadata import version
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +15,18 @@ from scipy.stats import binomtest
 
 import timerome as tr
 from benchmarks.results import Results, about
-from timerome._files import write_text
 from timerome.memory.address import Reading, addresses
-from timerome.splits import EditingSplit
+from timerome.splits import EditingSplit, editing_split
 
 RESULTS = Path(__file__).parent / "results"
 SHORT, LONG = 8, 96  # canvases: of relation facts, and of TOFU answers
-# Chosen on validation facts (choose.py).
+# Chosen on validation facts.
 SETTINGS: dict[str, Any] = {"estimator": "lens", "alpha": 1.5, "sparsity": 0.0, "margin": 12.0}
 GATE: dict[str, Any] = {"epsilon": None}
 REVEAL = (0.0, 0.3, 0.6, 0.9)
 DROPOUT = (0.0, 0.2, 0.4)
+# What is enough of a bank for an address, which is read in fully masked states only.
+STATES: dict[str, Any] = {"reveal": (0.0,), "prompt_dropout": (0.0,), "trajectory": False}
 
 
 def bank(canvas: int, **more: Any) -> tr.BankConfig:
@@ -42,12 +39,18 @@ def bank(canvas: int, **more: Any) -> tr.BankConfig:
 def build(
     backbone: tr.Backbone, facts: Sequence[tr.Fact], split: EditingSplit, canvas: int, **more: Any
 ) -> tuple[tr.EditMemory, float]:
-    """Build a memory with the measured settings, some of them changed; return it and the seconds it took."""
+    """Build a memory with the measured settings, some of them changed; return it and the CPU seconds it took."""
     gate = tr.Gate(split.calibrate, **{**GATE, "related": split.related, **more.pop("gate", {})})
-    begin = time.perf_counter()
+    begin = time.process_time()
     settings = {**SETTINGS, "bank": bank(canvas), **more}
     memory = tr.EditMemory.build(backbone, facts, gate=gate, **settings)
-    return memory, time.perf_counter() - begin
+    return memory, time.process_time() - begin
+
+
+def gate_rules(backbone: tr.Backbone) -> dict[str, Any]:
+    """The gate's own settings as they are where nothing is said: what rows of a results file depend on."""
+    gate = tr.Gate(editing_split().calibrate).resolved(backbone)
+    return {name: getattr(gate, name) for name in ("layer", "span", "naming", "same_subject")}
 
 
 def decode(
@@ -108,47 +111,6 @@ def rate(count: int, n: int, name: str = "count") -> dict[str, Any]:
         return {name: count, "n": n, "share": math.nan, "interval": [0.0, 1.0]}
     interval = binomtest(count, n).proportion_ci(method="exact")
     return {name: count, "n": n, "share": count / n, "interval": [interval.low, interval.high]}
-
-
-def run(
-    name: str, measure: Callable[[argparse.Namespace, Callable[[dict[str, Any]], None]], None], **options: Any
-) -> None:
-    """Run a measurement from the command line; ``measure`` reports its results as they come.
-
-    Args:
-        name: of the results file.
-        measure: is given the arguments and a function that adds results to the file.
-        options: further command-line options, with their defaults.
-    """
-    parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
-    parser.add_argument("--out", type=Path, default=RESULTS / f"{name}.json")
-    parser.add_argument("--model", default="testbed")
-    for option, default in options.items():
-        kind = type(default) if default is not None else str
-        parser.add_argument(f"--{option.replace('_', '-')}", type=kind, default=default)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    begin = time.perf_counter()
-    # A path of this machine says nothing elsewhere.
-    given = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
-    results: dict[str, Any] = {
-        "command": " ".join(["python -m", f"benchmarks.editing.{Path(sys.argv[0]).stem}", *given]),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": {p: version(p) for p in ("timerome", "torch", "transformers")}
-        | {"python": platform.python_version()},
-        "device": f"{platform.machine()} CPU",
-        "threads": 1,
-        "seed": 0,
-    }
-
-    def report(found: dict[str, Any]) -> None:
-        results.update(found)
-        results["seconds"] = round(time.perf_counter() - begin, 1)
-        write_text(arguments.out, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-        print(json.dumps(found, ensure_ascii=False), flush=True)
-
-    report({"model": tr.load(arguments.model).fingerprint()})
-    measure(arguments, report)
 
 
 def start(name: str, **options: Any) -> tuple[tr.Backbone, Results, argparse.Namespace]:

@@ -10,18 +10,17 @@ matter.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import timerome as tr
+from timerome.memory import REFUSAL
 from timerome.memory.address import threshold_of
 from timerome.splits import bundled_facts, demo_split, editing_split
 
-from .common import LONG, SHORT, bank, owners, rate, run
+from .common import LONG, SHORT, STATES, bank, gate_rules, owners, rate, start
 
 RATES = (0.01, 0.001)
 
@@ -47,22 +46,21 @@ def prompts_of(data: Path) -> list[str]:
     return distinct
 
 
-def measure(arguments: argparse.Namespace, report: Callable[[dict[str, Any]], None]) -> None:
-    """Fresh negatives, then same-subject questions."""
-    backbone, split, demo = tr.load(arguments.model), editing_split(), demo_split()
-    asked = prompts_of(Path(arguments.data))[: arguments.prompts]
+def fresh_negatives(backbone: tr.Backbone, asked: list[str]) -> dict[str, Any]:
+    """Thresholds from every other prompt; false triggers on the others, and unseen wordings found."""
+    split, demo = editing_split(), demo_split()
     first, second = asked[::2], asked[1::2]
-    facts = demo.forget.with_new_object("I don't have that information.") + split.relations
-    cheap = bank(SHORT, canvases=(None, 32), reveal=(0.0,), prompt_dropout=(0.0,), trajectory=False)
+    facts = demo.forget.with_new_object(REFUSAL) + split.relations
     negatives = split.calibrate + tr.FactSet(
         tr.Fact(id=f"fresh-{i}", prompt=p, subject=p.split()[0], object="x") for i, p in enumerate(first)
     )
     gate = tr.Gate(negatives, related=split.related)
-    memory = tr.EditMemory.build(backbone, facts, estimator="lens", gate=gate, bank=cheap)
+    states = bank(SHORT, canvases=(None, 32), **STATES)
+    memory = tr.EditMemory.build(backbone, facts, estimator="lens", gate=gate, bank=states)
     book = memory.book
     assert book is not None
     paraphrases = [(i, p) for i, fact in enumerate(facts) for p in fact.paraphrases]
-    found: dict[str, Any] = {"calibrated_on": len(book.calibration), "fresh": len(second)}
+    found: dict[str, Any] = {"calibrated_on": len(book.calibration), "fresh": len(second), "floor": book.floor}
     for epsilon in RATES:
         book.threshold = threshold_of(book.calibration, epsilon)
         fired = sum(owner >= 0 for owner in owners(backbone, memory, second, 32))
@@ -71,21 +69,38 @@ def measure(arguments: argparse.Namespace, report: Callable[[dict[str, Any]], No
         found[f"epsilon {epsilon:g}"] = {
             "threshold": book.threshold, "fired": rate(fired, len(second)), "power": rate(right, len(paraphrases)),
         }  # fmt: skip
-    report({"fresh_negatives": found})
+    return found
 
-    # One fact in four of each held-out author is forgotten; the author's other questions, both wordings, are asked.
-    edited = tr.FactSet(list(split.held_out)[::4]).with_new_object("I don't have that information.")
+
+def same_subject(backbone: tr.Backbone) -> dict[str, Any]:
+    """One fact in four of each held-out author is forgotten; the author's other questions, both wordings, are asked."""
+    split = editing_split()
+    edited = tr.FactSet(list(split.held_out)[::4]).with_new_object(REFUSAL)
     gate = tr.Gate(split.calibrate, related=split.related)
-    memory = tr.EditMemory.build(backbone, edited, estimator="lens", gate=gate, bank=bank(LONG))
+    memory = tr.EditMemory.build(backbone, edited, estimator="lens", gate=gate, bank=bank(LONG, **STATES))
+    assert memory.book is not None
     others = [fact for fact in split.held_out if fact.id not in set(edited.ids)]
     asked = [p for fact in others for p in (fact.prompt, *fact.paraphrases)]
     fired = sum(owner >= 0 for owner in owners(backbone, memory, asked, LONG))
     own = [(i, p) for i, fact in enumerate(edited) for p in (fact.prompt, *fact.paraphrases)]
     given = owners(backbone, memory, [p for _, p in own], LONG)
     right = sum(owner == i for owner, (i, _) in zip(given, own, strict=True))
-    report({"floor": memory.book.floor if memory.book else None})
-    report({"same_subject": {"false": rate(fired, len(asked)), "power": rate(right, len(own)), "edited": len(edited)}})
+    return {
+        "floor": memory.book.floor, "false": rate(fired, len(asked)), "power": rate(right, len(own)),
+        "edited": len(edited),
+    }  # fmt: skip
+
+
+def main() -> None:
+    backbone, results, arguments = start("gates", data="data", prompts=6000)
+    asked = prompts_of(Path(arguments.data))[: arguments.prompts]
+    depends = {"gate": gate_rules(backbone)}
+    for name, prompts, measure in (
+        ("fresh negatives", len(asked), lambda: fresh_negatives(backbone, asked)),
+        ("same subject", 0, lambda: same_subject(backbone)),
+    ):
+        print(name, json.dumps(results.row(name, {**depends, "prompts": prompts}, measure)), flush=True)
 
 
 if __name__ == "__main__":
-    run("gates", measure, data="data", prompts=6000)
+    main()

@@ -28,7 +28,7 @@ from timerome.memory.address import wordings
 from timerome.memory.variants import Variant
 from timerome.splits import bundled_facts, editing_split
 
-from .common import LONG, SHORT, build, decode, exact, owners, rate, start
+from .common import LONG, SHORT, build, decode, exact, gate_rules, owners, rate, start
 
 CHEAP: dict[str, Any] = {"reveal": (0.0, 0.5), "prompt_dropout": (0.0,), "trajectory": False}
 BANKS: dict[str, tuple[Variant, ...]] = {"plain": (), "hardened": get_args(Variant)}
@@ -184,7 +184,9 @@ def main() -> None:
                     "bytes_a_fact": made.nbytes / len(facts),
                 }  # fmt: skip
 
-            rows[label] = results.row(f"{name}, {label}", {**depends, "variants": variants}, both)
+            rows[label] = results.row(
+                f"{name}, {label}", {**depends, "variants": variants, "gate": gate_rules(backbone)}, both
+            )
         for kind, before in rows["unedited"].items():
             column = "recovered" if kind.startswith("infilled") else "old_answer_rouge_l"
             row = [name, kind, before["n"], round(before[column], 3)]

@@ -18,7 +18,7 @@ from timerome.evaluation import WeightsWatch
 from timerome.memory.address import wordings
 from timerome.splits import bundled_facts, editing_split, false_answers
 
-from .common import LONG, build, decode, exact, owners, rate, renewed, start, unchanged
+from .common import LONG, build, decode, exact, gate_rules, owners, rate, renewed, start, unchanged
 
 LENGTHS = (1, 2, 4, 8, 16)  # the last one and more
 MIDDLE = 32  # canvas of relation facts, whose new answers are longer here than in ``replace``
@@ -94,7 +94,9 @@ def main() -> None:
                     "weights_unchanged": watch.weights_unchanged,
                 }
 
-            depends = {"facts": len(facts), "canvas": canvas, "steps": steps, "length": length}
+            depends = {
+                "facts": len(facts), "canvas": canvas, "steps": steps, "length": length, "gate": gate_rules(backbone),
+            }  # fmt: skip
             found = results.row(f"{name}, {length}", depends, measure)
             table.append([
                 name, f"{length}+" if length == LENGTHS[-1] else length, round(found["tokens"], 1),

@@ -2,7 +2,7 @@
 
     python -m benchmarks.editing.lifecycle
 
-Every fact is to be answered by a refusal, behind a row gate. Measured on the way: seconds an insert and a denoising
+Every fact is to be answered by a refusal, behind a row gate. Measured on the way: CPU seconds an insert and a denoising
 step against the number of edits, whether the first 50 still act after the last, what held-out facts lose. Undone are
 200 edits in an order drawn once; after each, its fact's log-probability is compared with the unedited model's, and at
 the end the memory with one built afresh of the facts that are left.
@@ -10,11 +10,10 @@ the end the memory with one built afresh of the facts that are left.
 
 from __future__ import annotations
 
-import argparse
 import random
 import statistics
 import time
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from timerome.diffusion import encode, log_likelihood
 from timerome.memory import REFUSAL
 from timerome.splits import scaling_split
 
-from .common import RESULTS, decode, exact, run
+from .common import decode, exact, gate_rules, start
 
 COUNTS = (1, 10, 50, 100, 200, 300, 400)
 BANK = tr.BankConfig((None, 32), (0.0, 0.5))
@@ -32,19 +31,53 @@ HOW: dict[str, Any] = {"estimator": "lens", "alpha": 1.5, "sparsity": 0.0, "marg
 
 
 def seconds_a_step(backbone: tr.Backbone, prompts: list[str]) -> float:
-    """Median seconds of a denoising step of eight prompts, addressed before."""
+    """Median CPU seconds of a denoising step of eight prompts, addressed before."""
     times = []
     for _ in range(5):
-        begin = time.perf_counter()
+        begin = time.process_time()
         tr.generate(backbone, prompts, canvas=32, config=tr.SamplerConfig(steps=8))
-        times.append((time.perf_counter() - begin) / 8)
+        times.append((time.process_time() - begin) / 8)
     return statistics.median(times)
 
 
-def measure(arguments: argparse.Namespace, report: Callable[[dict[str, Any]], None]) -> None:
+def apart(backbone: tr.Backbone, one: tr.EditMemory, other: tr.EditMemory) -> float:
+    """Largest difference of logits with two memories of the same facts, on every fourth question."""
+    difference = 0.0
+    for edit in one.edits[::4]:
+        ids = torch.tensor([backbone.encode(edit.fact.prompt) + [backbone.mask_id] * 32])
+        outputs = []
+        for memory in (one, other):
+            with memory.attached(backbone), torch.inference_mode():
+                outputs.append(backbone.logits(ids, ids == backbone.mask_id))
+        difference = max(difference, float((outputs[0] - outputs[1]).abs().max()))
+    return difference
+
+
+def refit(backbone: tr.Backbone) -> dict[str, Any]:
+    """60 edits inserted one by one, 30 undone; the memory against refits of the facts left, made in two ways."""
+    split = scaling_split(400)
+    facts, gate = split.forget.with_new_object(REFUSAL)[:60], tr.Gate(split.calibrate)
+
+    def one_by_one(some: list[tr.Fact]) -> tr.EditMemory:
+        memory = tr.EditMemory.build(backbone, some[:1], gate=calibration, **HOW)
+        for fact in some[1:]:
+            memory.insert(fact, on_conflict="replace", **HOW)
+        return memory
+
+    calibration = tr.Calibration.of(backbone, gate, bank=BANK)
+    memory = one_by_one(list(facts))
+    memory.undo(*random.Random(0).sample([edit.id for edit in memory.edits], 30))
+    left = [edit.fact for edit in memory.edits]
+    return {
+        "one by one": apart(backbone, memory, one_by_one(left)),
+        "all together": apart(backbone, memory, tr.EditMemory.build(backbone, left, gate=calibration, **HOW)),
+    }  # fmt: skip
+
+
+def measure(backbone: tr.Backbone, n_facts: int) -> dict[str, Any]:
     """Insert, undo, compare."""
-    backbone, split = tr.load(arguments.model), scaling_split(400)
-    facts = split.forget.with_new_object(REFUSAL)[: arguments.facts]
+    split = scaling_split(400)
+    facts = split.forget.with_new_object(REFUSAL)[:n_facts]
     held, first = split.held_out, facts[:50]
     step_prompts = [fact.prompt for fact in held[:8]]
 
@@ -64,21 +97,22 @@ def measure(arguments: argparse.Namespace, report: Callable[[dict[str, Any]], No
     rows, inserts, early = [], [], float("nan")
     for n in range(1, len(facts) + 1):
         if n > 1:
-            begin = time.perf_counter()
+            begin = time.process_time()
             memory.insert(facts[n - 1], on_conflict="replace", **HOW)
-            inserts.append(time.perf_counter() - begin)
+            inserts.append(time.process_time() - begin)
         if n in COUNTS:
             with memory.attached(backbone):
                 step = seconds_a_step(backbone, step_prompts)
                 change = log_prob(held) - before
             early = success(memory) if n == 50 else early
             rows.append({
-                "edits": n, "seconds_an_insert": statistics.median(inserts[-20:]) if inserts else None,
-                "seconds_a_step": step, "seconds_a_step_plain": plain, "held_out_change_nats": float(change.mean()),
-                "held_out_worst_nats": float(change.min()), "bytes": memory.nbytes,
+                "edits": n, "cpu_seconds_an_insert": statistics.median(inserts[-20:]) if inserts else None,
+                "cpu_seconds_a_step": step, "cpu_seconds_a_step_plain": plain,
+                "held_out_change_nats": float(change.mean()), "held_out_worst_nats": float(change.min()),
+                "bytes": memory.nbytes,
             })  # fmt: skip
-            report({"inserts": rows})
-    report({"first_50": {"after_50": early, "after_the_last": success(memory), "in_force": len(memory.edits)}})
+            print(rows[-1], flush=True)
+    first_50 = {"after_50": early, "after_the_last": success(memory), "in_force": len(memory.edits)}
 
     order = random.Random(0).sample([edit.id for edit in memory.edits], min(200, len(facts) // 2))
     unedited = dict(zip(facts.ids, log_prob(facts).tolist(), strict=True))
@@ -89,25 +123,15 @@ def measure(arguments: argparse.Namespace, report: Callable[[dict[str, Any]], No
         with memory.attached(backbone) as attachment:
             off.append(abs(float(log_prob([fact])) - unedited[fact.id]))
         another += bool(attachment.hits)  # another edit in force answers for this one's question
-    left = [edit.fact for edit in memory.edits]
-    again = tr.EditMemory.build(backbone, left, gate=gate, **HOW)
-    difference = 0.0
-    for fact in left[::4]:
-        ids = torch.tensor([backbone.encode(fact.prompt) + [backbone.mask_id] * 32])
-        outputs = []
-        for one in (memory, again):
-            with one.attached(backbone), torch.inference_mode():
-                outputs.append(backbone.logits(ids, ids == backbone.mask_id))
-        difference = max(difference, float((outputs[0] - outputs[1]).abs().max()))
-    found = {
-        "restored_to_1e-3_nat": sum(nats <= 1e-3 for nats in off), "answered_by_another_edit": another,
-        "refit_logits_differ_by": difference,
+    again = tr.EditMemory.build(backbone, [edit.fact for edit in memory.edits], gate=gate, **HOW)
+    undone = {
+        "edits": len(order), "restored_to_1e-3_nat": sum(nats <= 1e-3 for nats in off),
+        "answered_by_another_edit": another, "refit_logits_differ_by": apart(backbone, memory, again),
     }  # fmt: skip
-    report({"undone": {"edits": len(order), **found}})
-    plot(rows)
+    return {"inserts": rows, "first_50": first_50, "undone": undone}
 
 
-def plot(rows: list[dict[str, Any]]) -> None:
+def plot(path: Path, rows: list[dict[str, Any]]) -> None:
     """Cost against the number of edits."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -115,17 +139,29 @@ def plot(rows: list[dict[str, Any]]) -> None:
     figure = Figure(figsize=(7, 3), layout="constrained")
     counts = [row["edits"] for row in rows]
     for axis, name, label in zip(
-        figure.subplots(1, 2), ("seconds_an_insert", "seconds_a_step"), ("an insert", "a denoising step"), strict=True
+        figure.subplots(1, 2),
+        ("cpu_seconds_an_insert", "cpu_seconds_a_step"),
+        ("an insert", "a denoising step"),
+        strict=True,
     ):
         taken = [(n, 1000 * row[name]) for n, row in zip(counts, rows, strict=True) if row[name] is not None]
         axis.plot(*zip(*taken, strict=True), "o-", color="black", label="with the memory")
-        if name == "seconds_a_step":
-            axis.axhline(1000 * rows[0]["seconds_a_step_plain"], color="grey", linestyle="--", label="without")
+        if name == "cpu_seconds_a_step":
+            axis.axhline(1000 * rows[0]["cpu_seconds_a_step_plain"], color="grey", linestyle="--", label="without")
             axis.legend()
-        axis.set(xlabel="edits", ylabel=f"ms, {label}", ylim=(0, None))
+        axis.set(xlabel="edits", ylabel=f"CPU ms, {label}", ylim=(0, None))
     FigureCanvasAgg(figure)
-    figure.savefig(RESULTS / "lifecycle.png", dpi=150)
+    figure.savefig(path.with_suffix(".png"), dpi=150)
+
+
+def main() -> None:
+    backbone, results, arguments = start("lifecycle", facts=400)
+    depends = {"gate": gate_rules(backbone), "facts": arguments.facts}
+    found = results.row("400 inserted, 200 undone", depends, lambda: measure(backbone, arguments.facts))
+    print(results.row("60 inserted, 30 undone, refit", depends, lambda: refit(backbone)), flush=True)
+    print(found["first_50"], found["undone"], flush=True)
+    plot(results.path, found["inserts"])
 
 
 if __name__ == "__main__":
-    run("lifecycle", measure, facts=400)
+    main()

@@ -1,6 +1,6 @@
 """Forgetting a share of TOFU against the strength α: is it as if never known, at what cost; writes JSON, CSV, a plot.
 
-    python -m benchmarks.editing.shares
+    python -m benchmarks.editing.shares [--only "forget01, null"] [--factors 1,0.5,2]
 
 Shares: forget01, and 200 records of ten other authors, as many as forget05 has. Edits: the shipped one (a refusal), and
 plain forgetting (``null``), each at a quarter to four times its usual α. On every share: forget quality (KS test of
@@ -54,7 +54,7 @@ class Share:
 
     Attributes:
         split: the forget set, with the negatives of its own.
-        asked: records of it that are measured: 40, and 25 of the larger one.
+        asked: the 40 records of it that are measured.
     """
 
     split: Any
@@ -67,7 +67,7 @@ def shares() -> dict[str, Share]:
     larger = replace(demo, forget=share.forget, calibrate=share.calibrate)
     return {
         "forget01": Share(demo, bundled_tofu("forget01")),
-        "200 records": Share(larger, bundled_tofu("retain")[:200:8]),
+        "200 records": Share(larger, bundled_tofu("retain")[:200:5]),
     }
 
 
@@ -135,7 +135,8 @@ def forgotten(
 
 
 def main() -> None:
-    backbone, results, arguments = start("shares", only="", factors=len(FACTORS))
+    backbone, results, arguments = start("shares", only="", factors=",".join(f"{f:g}" for f in FACTORS))
+    wanted = [float(factor) for factor in arguments.factors.split(",")]
     with as_file(files("timerome") / "assets" / "tofu" / "retain_only.json") as file:
         reference = read_reference(file).per_record
     base = results.row("unedited, utility", {"records": 40}, lambda: utility(backbone, None))
@@ -147,18 +148,24 @@ def main() -> None:
         )  # fmt: skip
         rows.append([name, "unedited", 0.0, base["model_utility"], before])
         for method, setting in SETTINGS.items():
-            if arguments.only not in f"{name}, {method}" or (name, method) == ("200 records", "null"):
-                continue
 
             @cache
             def memory(share: Share = share, setting: Setting = setting) -> tr.EditMemory:
                 return build_demo(backbone, share.split, setting)[0]
 
             depends = {"setting": repr(setting), "facts": len(share.split.forget), "records": len(share.asked)}
+            asked = wanted if arguments.only in f"{name}, {method}" else []
+            # What is there already stays in the table, whatever is asked for this time.
+            factors = [
+                f for f in FACTORS
+                if f in asked or results.has(f"{name}, {method}, {f:g}", {**depends, "factor": f})
+            ]  # fmt: skip
+            if not factors:
+                continue
             reached = results.row(
                 f"{name}, {method}, touched", depends, lambda memory=memory: {"count": touched(backbone, memory())}
             )
-            for factor in sorted(FACTORS, key=lambda f: (f != 1, -abs(math.log(f))))[: arguments.factors]:
+            for factor in sorted(factors, key=lambda f: abs(math.log(f))):
 
                 def measure(factor: float = factor, memory: Any = memory, share: Share = share) -> dict[str, Any]:
                     edited = scaled(memory(), factor)

@@ -5,7 +5,7 @@
 ``gates`` was looked at before two of the gate's rules were made. Here, with those rules as they are:
 
 - same subject: the four authors that only ever were protected facts, a quarter of their questions edited in turns, all
-  their other questions asked, both wordings;
+  their other questions asked, both wordings; and the two authors of forget01 likewise;
 - the same where the model knows nothing of the subject: authors it was never asked about, answers inserted;
 - fresh negatives: TOFU's real authors and world facts, unknown authors, KnowEdit and MQuAKE (DATA_DIR), with the edits
   of ``gates``. Thresholds from the usual negatives, and at stated rates from those of other benchmarks.
@@ -28,11 +28,9 @@ from timerome.memory import REFUSAL
 from timerome.memory.address import threshold_of
 from timerome.splits import bundled_facts, demo_split, editing_split
 
-from .common import LONG, bank, owners, rate, readings, renewed, start
+from .choose import turns
+from .common import LONG, STATES, bank, gate_rules, owners, rate, readings, renewed, start
 from .gates import RATES, prompts_of
-
-# An address is read in fully masked states only.
-STATES: dict[str, Any] = {"reveal": (0.0,), "prompt_dropout": (0.0,), "trajectory": False}
 
 
 def same_subject(backbone: tr.Backbone, facts: tr.FactSet, wanted: Any) -> dict[str, Any]:
@@ -41,19 +39,16 @@ def same_subject(backbone: tr.Backbone, facts: tr.FactSet, wanted: Any) -> dict[
     base = None
     counts = {"false": [0, 0], "own, shown": [0, 0], "own, unseen": [0, 0]}
     examples: list[list[str]] = []
-    for turn in range(4):
-        edited = tr.FactSet(list(facts)[turn::4]).with_new_object(wanted)
+    for edited, asked in turns(facts, wanted):
         if base is None:
             gate = tr.Gate(split.calibrate, related=split.related)
             states = bank(LONG, **STATES)
             base = memory = tr.EditMemory.build(backbone, edited, estimator="lens", gate=gate, bank=states)
         else:
             memory = renewed(backbone, base, edited)
-        own = {fact.id: i for i, fact in enumerate(edited)}
-        asked = [(own.get(f.id, -1), k > 0, p) for f in facts for k, p in enumerate((f.prompt, *f.paraphrases))]
-        given = owners(backbone, memory, [p for _, _, p in asked], LONG)
-        for got, (right, unseen, prompt) in zip(given, asked, strict=True):
-            kind = "false" if right < 0 else "own, unseen" if unseen else "own, shown"
+        given = owners(backbone, memory, [p for _, p in asked], LONG)
+        for got, (right, prompt) in zip(given, asked, strict=True):
+            kind = "false" if right < 0 else "own, shown" if prompt == edited[right].prompt else "own, unseen"
             counts[kind][0] += got >= 0 if right < 0 else got == right
             counts[kind][1] += 1
             if right < 0 <= got:
@@ -61,34 +56,6 @@ def same_subject(backbone: tr.Backbone, facts: tr.FactSet, wanted: Any) -> dict[
     return {
         **{kind: rate(*pair) for kind, pair in counts.items()}, "facts": len(facts), "examples": examples[:12],
     }  # fmt: skip
-
-
-def by_floor(backbone: tr.Backbone, facts: tr.FactSet, floors: Sequence[float]) -> dict[str, Any]:
-    """The trade of the same-subject floor: false triggers and own questions found, as it is set and higher."""
-    split = editing_split()
-    base = None
-    counts: dict[str, dict[str, list[int]]] = {}
-    for turn in range(4):
-        edited = tr.FactSet(list(facts)[turn::4]).with_new_object(REFUSAL)
-        gate = tr.Gate(split.calibrate, related=split.related)
-        memory = (
-            tr.EditMemory.build(backbone, edited, estimator="lens", gate=gate, bank=bank(LONG, **STATES))
-            if base is None else renewed(backbone, base, edited)
-        )  # fmt: skip
-        base = base or memory
-        book = memory.book
-        assert book is not None
-        own = {fact.id: i for i, fact in enumerate(edited)}
-        asked = [(own.get(f.id, -1), p) for f in facts for p in (f.prompt, *f.paraphrases)]
-        seen = list(readings(backbone, memory, [p for _, p in asked], LONG))
-        for floor in (book.floor, *floors):
-            given = [i for reading in seen for i in replace(book, floor=floor).lookup(reading).tolist()]
-            row = counts.setdefault(f"{floor:.3f}", {"false": [0, 0], "own": [0, 0]})
-            for got, (right, _) in zip(given, asked, strict=True):
-                kind = "false" if right < 0 else "own"
-                row[kind][0] += got >= 0 if right < 0 else got == right
-                row[kind][1] += 1
-    return {floor: {kind: rate(*pair) for kind, pair in row.items()} for floor, row in counts.items()}
 
 
 def fresh_prompts(data: Path) -> dict[str, list[str]]:
@@ -140,18 +107,16 @@ def alone(backbone: tr.Backbone, memory: tr.EditMemory, prompts: Sequence[str], 
 def main() -> None:
     backbone, results, arguments = start("untouched", data="data", calibrate=2400)
     retain, unknown = bundled_facts("retain"), bundled_facts("unknown")
-    results.row("same subject", {"facts": 80}, lambda: same_subject(backbone, retain[:80], REFUSAL))
+    gate = gate_rules(backbone)
+    results.row("same subject", {"facts": 80, "gate": gate}, lambda: same_subject(backbone, retain[:80], REFUSAL))
     results.row(
-        "same subject, unknown to the model", {"facts": 100},
+        "same subject, forget01", {"facts": 40, "gate": gate},
+        lambda: same_subject(backbone, bundled_facts("forget01"), REFUSAL),
+    )  # fmt: skip
+    results.row(
+        "same subject, unknown to the model", {"facts": 100, "gate": gate},
         lambda: same_subject(backbone, unknown[300:], lambda fact: fact.object),
     )  # fmt: skip
-
-    floors = (0.8, 0.83, 0.86, 0.89, 0.92)
-    for name, some in (("validation", retain[220:300]), ("untouched", retain[:80])):
-        results.row(
-            f"same subject by floor, {name} authors", {"floors": floors},
-            lambda some=some: by_floor(backbone, some, floors),
-        )  # fmt: skip
 
     data = Path(arguments.data)
     facts = demo_split().forget.with_new_object(REFUSAL) + editing_split().relations
@@ -162,9 +127,10 @@ def main() -> None:
         return fresh_prompts(data)
 
     def triggers(negatives: tr.FactSet, rates: Sequence[float | None], canvas: int) -> dict[str, Any]:
-        gate = tr.Gate(negatives, related=editing_split().related)
         states = tr.BankConfig(canvases=(None, canvas), **STATES)
-        memory = tr.EditMemory.build(backbone, facts, estimator="lens", gate=gate, bank=states)
+        memory = tr.EditMemory.build(
+            backbone, facts, estimator="lens", gate=tr.Gate(negatives, related=editing_split().related), bank=states
+        )
         book = memory.book
         assert book is not None
         found: dict[str, Any] = {"calibrated_on": len(book.calibration), "floor": book.floor}
@@ -186,7 +152,9 @@ def main() -> None:
         return found
 
     usual = editing_split().calibrate
-    results.row("fresh negatives, usual gate", {"facts": len(facts)}, lambda: triggers(usual, (None,), 32))
+    results.row(
+        "fresh negatives, usual gate", {"facts": len(facts), "gate": gate}, lambda: triggers(usual, (None,), 32)
+    )
 
     def at_rates() -> dict[str, Any]:
         others = prompts_of(data)[: arguments.calibrate : 2]
@@ -195,7 +163,7 @@ def main() -> None:
         )
         return triggers(usual + more, RATES, 32)
 
-    results.row("fresh negatives, stated rates", {"calibrate": arguments.calibrate}, at_rates)
+    results.row("fresh negatives, stated rates", {"calibrate": arguments.calibrate, "gate": gate}, at_rates)
     for name, row in results.rows.items():
         print(name, json.dumps(row["found"], ensure_ascii=False)[:2000], flush=True)
 

@@ -5,7 +5,7 @@ import torch
 
 import timerome as tr
 from tests.tiny import tiny_dream, tiny_facts, tiny_llada
-from timerome.memory.address import AddressBook, Gate, Reading
+from timerome.memory.address import AddressBook, Gate, Reading, floor_of, related_cosines
 from timerome.splits import bundled_facts
 
 
@@ -87,3 +87,29 @@ def test_a_name_tells_two_subjects_with_one_answer_apart():
     assert book(0.0).lookup(found).tolist() == [0, 0, -1]
     assert book(0.9).lookup(found).tolist() == [0, -1, 0]
     assert book(0.9, floor=0.5).lookup(found).tolist() == [0, -1, -1]  # another question about the subject
+
+
+def test_the_floor_is_exceeded_at_the_promised_rate():
+    cosines = torch.arange(99.0) / 100
+    assert round(floor_of(cosines, 0.05), 4) == 0.94  # five of a hundred gaps are above it
+    assert floor_of(cosines, 0.01) == -1  # too few to promise it
+    assert floor_of(torch.empty(0), 0.5) == -1
+
+
+def test_related_facts_are_compared_with_others_of_their_subject_or_group():
+    backbone = tiny_llada()
+    one, two, three = tiny_facts(3)
+    facts = [
+        tr.Fact(id="a", prompt=one.prompt, subject=one.subject, object="a", paraphrases=(two.prompt,), group="g"),
+        tr.Fact(id="b", prompt=three.prompt, subject=three.subject, object="old", group="g"),
+        tr.Fact(id="c", prompt=one.prompt, subject=one.subject, object="north"),
+    ]
+    gate = Gate(tr.FactSet(tiny_facts(8)[4:]), layer=1, related=tr.FactSet(facts))
+    mean = torch.zeros(backbone.hidden_size)
+
+    def found(*canvases):
+        return related_cosines(backbone, gate, mean, tr.BankConfig(canvases))
+
+    assert len(found(None)) == 2 + 1  # both wordings of a with b, and b with a; c has no other
+    short, long, both = found(None), found(6), found(None, 6)
+    assert len(both) == 3 and (both >= torch.maximum(short, long) - 1e-6).all()  # a canvas more is no pair more

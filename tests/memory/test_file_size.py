@@ -26,7 +26,10 @@ FACTS = bundled_facts("relations")
 
 
 def memory_of(kind: str, n: int) -> tr.EditMemory:
-    """Edits of rank 1 with random tensors: one key and one target, or one change of one place of the answer."""
+    """Edits of rank 1 with random tensors: one key and one target, or one change of one place of the answer.
+
+    ``half`` in the kind: keys as a bfloat16 model gives them.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def rows(count: int = 1) -> torch.Tensor:
@@ -37,6 +40,11 @@ def memory_of(kind: str, n: int) -> tr.EditMemory:
     own = Settings(
         AT, rank=1, bank=bank, shared=not addressed, by_place=by_place, estimator="lens" if by_place else "null"
     )  # fmt: skip
+
+    def keys() -> torch.Tensor:
+        found = rows(0 if by_place else 1)
+        return found.bfloat16().float() if "half" in kind else found
+
     negatives = FACTS[100:150]
     background = Background(
         tr.Gate(negatives, layer=20), None, bank, {Place.of(AT): Frame(rows()[0], 1.0, None)}, rows()[0]
@@ -45,7 +53,7 @@ def memory_of(kind: str, n: int) -> tr.EditMemory:
     edits = [
         Edit(
             fact.id, fact.with_new_object("Lagos") if by_place else fact, own,
-            (Part(AT, rows(0 if by_place else 1), rows()),), address=rows() if addressed else None,
+            (Part(AT, keys(), rows()),), address=rows() if addressed else None,
             subject=((17, 240),) if addressed else (), address_scores=torch.rand(w) if addressed else None,
         )
         for fact in FACTS[:n]
@@ -71,6 +79,18 @@ def test_a_fact_of_rank_1_takes_33_kb_and_half_of_it_in_bfloat16(kind: str, tmp_
 def test_a_row_gate_adds_an_address_in_half_precision_and_little_else(dtype: torch.dtype, tmp_path: Path) -> None:
     added = bytes_a_fact("keys and address", dtype, tmp_path) - bytes_a_fact("paper", dtype, tmp_path)
     assert 2 * D <= added <= 2 * D + 64
+
+
+def test_keys_of_a_half_precision_model_take_half_the_bytes_and_lose_nothing(tmp_path: Path) -> None:
+    kind, path = "half, keys and address", tmp_path / "edit.safetensors"
+    assert bytes_a_fact(kind, torch.float32, tmp_path) <= 33 * KB
+    memory = memory_of(kind, 3)
+    memory.save(path)
+    again = tr.EditMemory.load(path)
+    for one, two in zip(memory.history, again.history, strict=True):
+        assert torch.equal(one.keys, two.keys) and torch.equal(one.targets, two.targets)
+    for one, two in zip(memory.systems, again.systems, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one.solved, two.solved, strict=True))
 
 
 # Scores that are left out ----------------------------------------------------------------------------------------

@@ -32,7 +32,8 @@ class Gate:
         token: within an edited row, edit only tokens similar to a key (the token gate).
         epsilon: promised rate of false triggers on prompts like the negatives; None takes the largest calibration score
             as the threshold, which promises 1 / (n + 1).
-        layer: block at which sequences are addressed; None is two thirds of the depth.
+        layer: block at which sequences are addressed; None is the last, where questions about one subject are least
+            alike.
         span: how many answer positions, from the first, make the address.
         naming: weight of the prompt naming the subject against what is about to be said, 0 to 1. What is about to be
             said does not tell two subjects with one answer apart.
@@ -40,7 +41,7 @@ class Gate:
             to be said must be more alike than it mostly is for two of them. None does without.
         same_subject: promised rate of false triggers on other questions about an edited subject, a pair, as far as
             ``related`` are like them. An edit has several addresses and a subject may have several edits, so far more
-            than this share of such questions trigger one: at 0.002 it was 2 to 3 % on the testbed's validation authors.
+            than this share of such questions trigger one.
 
     Raises:
         ValueError: no negatives, neither gate asked for, or a number out of its range.
@@ -54,7 +55,7 @@ class Gate:
     span: int = 16
     naming: float = 0.5
     related: FactSet | None = None
-    same_subject: float = 0.002
+    same_subject: float = 0.0007
 
     def __post_init__(self) -> None:
         if self.span < 1:
@@ -72,7 +73,7 @@ class Gate:
 
     def resolved(self, backbone: Backbone) -> Gate:
         """The same gate with its layer chosen."""
-        return self if self.layer is not None else replace(self, layer=backbone.n_layers * 2 // 3)
+        return self if self.layer is not None else replace(self, layer=backbone.n_layers - 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""
@@ -216,28 +217,38 @@ def by_wording(scores: Tensor, wording: Tensor) -> Tensor:
     return scores.new_full((int(wording.max()) + 1,), -1.0).scatter_reduce(0, wording, scores, "amax")
 
 
-def floor_of(backbone: Backbone, gate: Gate, mean: Tensor, bank: BankConfig) -> float:
-    """Return the cosine that two questions about one subject, or of one group, exceed at the rate ``same_subject``.
+def related_cosines(backbone: Backbone, gate: Gate, mean: Tensor, bank: BankConfig) -> Tensor:
+    """Return the cosine of every wording of a related fact with every other fact of its subject, or of its group, (n,).
 
-    -1, which all exceed, where there are too few such pairs to promise it.
+    Facts are known by their prompts, as edited ones are. Of the canvases that both can be on, the two nearest count.
     """
     about: dict[str, list[Fact]] = {}
     for fact in gate.related or ():
         about.setdefault(fact.group or fact.subject, []).append(fact)
-    cosines = [torch.empty(0)]
+    found = [torch.empty(0)]
     for mine in (group for group in about.values() if len(group) > 1):
-        own = [masked_wordings(backbone, [fact], bank)[0] for fact in mine]
-        states = [state for each in own for state in each]
+        asked = [masked_wordings(backbone, [fact], bank) for fact in mine]
+        states = [state for own, _ in asked for state in own]
         ids = [state.masked(backbone.mask_id) for state in states]
         vectors = addresses(backbone, ids, [s.canvas for s in states], gate.site, gate.span).vectors - mean
-        owner = torch.tensor([i for i, each in enumerate(own) for _ in each])
-        first = torch.tensor([int((owner == i).nonzero()[0]) for i in range(len(mine))])
-        found = cosine_similarity(vectors, vectors[first])
-        cosines.append(found[owner[:, None] != torch.arange(len(mine))[None]])
-    pairs = torch.cat(cosines)
-    if len(pairs) * gate.same_subject <= 1:
-        return -1.0
-    return conformal_threshold(pairs, gate.same_subject)
+        owner = torch.tensor([i for i, (own, _) in enumerate(asked) for _ in own])
+        wording = torch.cat([w for _, w in asked])
+        known = wording == 0
+        cosines = cosine_similarity(vectors, vectors[known])
+        nearest = cosines.new_full((len(states), len(mine)), -1.0)
+        nearest = nearest.scatter_reduce(1, owner[known].expand_as(cosines), cosines, "amax")
+        for i in range(len(mine)):
+            others = torch.arange(len(mine)) != i
+            found += [by_wording(column, wording[owner == i]) for column in nearest[owner == i][:, others].T]
+    return torch.cat(found)
+
+
+def floor_of(cosines: Tensor, same_subject: float) -> float:
+    """Return the cosine that two questions about one subject exceed at the rate ``same_subject``.
+
+    -1, which all exceed, where there are too few such pairs, ``(n,)``, to promise it.
+    """
+    return conformal_threshold(cosines, same_subject) if len(cosines) * same_subject > 1 else -1.0
 
 
 def combined(gate: Gate, floor: float, cosines: Tensor, named: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from .address import (
     directions,
     floor_of,
     negative_addresses,
+    related_cosines,
     spellings,
     threshold_of,
 )
@@ -115,7 +116,7 @@ class Background:
         others, wording = self.negatives
         if self.centre is None:
             self.centre = others.vectors.mean(0)
-            self.floor = floor_of(backbone, self.gate, self.centre, self.bank)
+            self.floor = floor_of(related_cosines(backbone, self.gate, self.centre, self.bank), self.gate.same_subject)
         return others, wording, self.centre
 
     def addressed(

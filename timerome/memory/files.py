@@ -38,7 +38,8 @@ def save(memory: EditMemory, path: Path, dtype: torch.dtype = torch.float32) -> 
         path: the file.
         dtype: of keys, targets and protected keys; half precision nearly halves the file.
 
-    Addresses are in half precision from the start. Of the calibration scores, those are written that can decide about
+    Addresses are in half precision from the start, and float32 tensors that bfloat16 holds exactly, as it does the keys
+    of a model of that precision, are written in it. Of the calibration scores, those are written that can decide about
     a threshold: the r largest of all edits taken together are among the r largest of each.
     """
     if dtype not in SMALL:
@@ -85,7 +86,7 @@ def save(memory: EditMemory, path: Path, dtype: torch.dtype = torch.float32) -> 
 
     def put(name: str, rows: list[Tensor], dtype: torch.dtype = dtype) -> None:
         if rows:
-            tensors[name] = torch.cat(rows).to(dtype).contiguous()
+            tensors[name] = _in(torch.cat(rows), dtype)
 
     def put_scores(name: str, scores: list[Tensor]) -> None:
         if gate is not None and scores:
@@ -104,6 +105,13 @@ def save(memory: EditMemory, path: Path, dtype: torch.dtype = torch.float32) -> 
     text = json.dumps(manifest, separators=(",", ":"), ensure_ascii=False)
     with whole(path) as temporary:
         save_file(tensors, temporary, metadata={"format": FORMAT, "manifest": text})
+
+
+def _in(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows in a type, or in half of its bytes where they are all held exactly: keys that such a model gave are."""
+    if dtype is torch.float32 and torch.equal(rows.bfloat16().float(), rows):
+        dtype = torch.bfloat16
+    return rows.to(dtype).contiguous()
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

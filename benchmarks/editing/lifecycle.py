@@ -149,7 +149,7 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
         if name == "cpu_seconds_a_step":
             axis.axhline(1000 * rows[0]["cpu_seconds_a_step_plain"], color="grey", linestyle="--", label="without")
             axis.legend()
-        axis.set(xlabel="edits", ylabel=f"CPU ms, {label}", ylim=(0, None))
+        axis.set(xlabel="edits", ylabel=f"CPU ms, {label}", ylim=(0, 1.15 * max(ms for _, ms in taken)))
     FigureCanvasAgg(figure)
     figure.savefig(path.with_suffix(".png"), dpi=150)
 

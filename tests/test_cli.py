@@ -1,6 +1,7 @@
 """The command line, end to end: what it writes, and one line for whatever is wrong."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -116,13 +117,17 @@ def test_generate_with_and_without_a_memory(work, tmp_path):
     assert "Moon" in with_memory["after"]
 
 
-def test_trace_then_edit_at_what_it_found(work, tmp_path):
+def test_trace_then_edit_at_what_it_found(work, tmp_path, capsys):
     out = tmp_path / "trace"
     how = ["--steps", "2", "--draws", "3", "--prune", "0.05", "--modules", "[block]", "--roles", "[object]", "--quiet"]
     found = run("trace", "--facts", work / "facts.jsonl", "--out", out, *how, json_path=tmp_path / "trace.json")
     pictures = {"tie_heatmap.png", "tie_steps.png", "tie_facts.png"}
     assert {path.name for path in out.iterdir()} >= {"trace.safetensors", "checkpoint.jsonl", *pictures}
     assert found["best"]["module"] == "block" and found["settings"]["prune"] == 0.05
+    # For people: places by name, the verdict whole, and no more digits than they mean.
+    said = capsys.readouterr().out
+    assert str(tr.Coordinate(**found["best"])) in said and found["verdict"] in said
+    assert not re.search(r"\d\.\d{4}|[{}]", said)
     # The same again goes on from the checkpoint, to the same result.
     again = run("trace", "--facts", work / "facts.jsonl", "--out", out, *how, json_path=tmp_path / "again.json")
     assert again == found

@@ -107,6 +107,7 @@ def trace(
     """
     from .diffusion import SamplerConfig
     from .tracing import CausalTracer
+    from .tracing.verdict import told
 
     chosen, backbone = _facts(facts)[:limit], _load(model, device, trust_remote_code)
     given: dict[str, Any] = {k: tuple(v) for k, v in (("modules", modules), ("roles", roles)) if v}
@@ -126,12 +127,12 @@ def trace(
         result = tracer.trace(chosen, checkpoint=out / "checkpoint.jsonl")
     result.save(out / "trace.safetensors")
     summary = result.summary()
-    rows = [(name.replace("_", " "), _short(value)) for name, value in summary.items() if value not in (None, {})]
     if "best" in summary:
         result.plot(out / "tie_heatmap.png")
         result.plot(out / "tie_steps.png", kind="steps")
         result.plot(out / "tie_facts.png", kind="facts")
-    _table(f"trace of {len(chosen)} facts", ("what", "value"), rows)
+    _table(f"trace of {len(chosen)} facts; intervals are 95 %", ("what", "value"), told(summary))
+    _say(summary["verdict"])
     _say(f"written to {out}")
     return {"out": str(out), "n": len(chosen), "backbone": result.backbone, "settings": result.settings, **summary}
 

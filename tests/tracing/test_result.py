@@ -8,6 +8,7 @@ from safetensors.numpy import save_file
 import timerome as tr
 from tests.tiny import planted, tiny_facts, tiny_llada
 from timerome.tracing import TraceError, TraceFileError, TraceResult
+from timerome.tracing.verdict import told
 
 
 def made_up(tie, window="single", roles=("object",), random=0.0, **more):
@@ -150,6 +151,15 @@ def test_the_summary_has_everything_a_claim_is_judged_by():
     assert summary["above_random_site"] == 1 and not summary["flat"]
     assert summary["split_half"] == result.stability()._asdict() and summary["split_half"]["same_cell"] == 1.0
     json.dumps(summary, allow_nan=False)
+
+
+def test_the_summary_is_told_in_rounded_numbers_and_names():
+    result = made_up(np.full((3, 2, 2, 1), 0.12345678), window="from", not_traceable={"moon": "no subject"})
+    said = dict(told(result.summary()))
+    assert said["best"] == "block.0 @ step 0, object" and said["best static"] == "block.0, object"
+    assert said["best effect"] == "0.12 [0.12, 0.12]" and said["not traceable"] == "moon: no subject"
+    assert said["p corrected"] == f"{result.summary()['p_corrected']:.2g}" and said["permuted steps"] == "– [–, –]"
+    assert said["flat"] == "yes" and "verdict" not in said and "split half" not in said  # four facts make halves
 
 
 def test_table_is_sorted_and_has_the_control(trace):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..coordinates import Coordinate
+from ..coordinates import Coordinate, Site
 from ..functional.effects import Floats, Interval, average_over_facts, bootstrap_interval
 from ..functional.inference import two_stage_interval
 
@@ -61,6 +62,40 @@ def summary(trace: TraceResult, effect: Effect) -> dict[str, Any]:
         "split_half": _stability(trace, effect),
         "verdict": _verdict(best, len(trace.facts), len(rivals), p_best, over_random, own_step, gain, every),
     }
+
+
+def told(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The numbers of a summary as (what, value) for people: rounded, places by name, what is empty left out.
+
+    Example:
+        >>> best = {"layer": 5, "module": "block", "step": 0, "role": "object"}
+        >>> told({"best": best, "best_effect": [0.98765, 0.9, 1]})
+        [('best', 'block.5 @ step 0, object'), ('best effect', '0.99 [0.90, 1.00]')]
+    """
+    return [
+        (name.replace("_", " "), _told(value))
+        for name, value in summary.items()
+        if name != "verdict" and value not in (None, {})
+    ]
+
+
+def _told(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.2g}"
+    if isinstance(value, list):
+        mean, low, high = ("–" if x is None else f"{round(x, 2) + 0.0:.2f}" for x in value)
+        return f"{mean} [{low}, {high}]"
+    if not isinstance(value, dict):
+        return str(value)
+    if "step" in value:
+        return str(Coordinate(**value))
+    if "layer" in value:
+        return f"{Site(value['layer'], value['module'])}, {value['role']}"
+    return "; ".join(f"{name.replace('_', ' ')}: {x if isinstance(x, str) else _told(x)}" for name, x in value.items())
 
 
 def rows(trace: TraceResult) -> list[dict[str, Any]]:

@@ -18,6 +18,12 @@ NAMES = {
     "forced_ie": "Same-step indirect effect, true tokens forced",
 }
 SCORES = {"log_prob": "log-probability", "prob": "probability", "rank": "log rank"}
+WINDOWS = {
+    "single": "restored at the step alone",
+    "from": "restored from the step on",
+    "until": "restored up to the step",
+}
+CORRUPTIONS = {"noise": "noise on the subject", "mask": "subject masked", "subject": "another subject"}
 # Told apart in greyscale and by the colour-blind: each series has its own grey, dash and marker.
 LINES = [
     {"color": "black", "linestyle": "-", "marker": "o"},
@@ -32,6 +38,11 @@ def figure_of(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def conditions(settings: Mapping[str, Any]) -> str:
+    """Say in words what was disturbed and when it was restored."""
+    return f"{CORRUPTIONS[settings['corruption']]}, {WINDOWS[settings['window']]}"
 
 
 def two_digits(value: float) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..verdict import rows
-from .drawing import NAMES, SCORES, figure_of, two_digits, write
+from .drawing import NAMES, SCORES, conditions, figure_of, two_digits, write
 
 if TYPE_CHECKING:
     from ..result import Effect, TraceResult
@@ -63,7 +63,7 @@ def plot_map(trace: TraceResult, path: Path, effect: Effect) -> Path:
     ]
     figure.suptitle(
         f"{NAMES[effect]} ({SCORES[trace.score]}), {len(trace.facts)} fact{'s' * (len(trace.facts) != 1)}, "
-        f"window {trace.settings.get('window')}, {trace.settings.get('corruption')}\n"
+        f"{conditions(trace.settings)}\n"
         f"{'largest' if summary['flat'] else 'best'} (square): {best}, {two_digits(summary['best_effect'][0])}; "
         f"at its step and role: {', '.join(controls)}"
         + ("\n–: undefined, or defined by too few facts" if np.isnan(mean).any() else "")

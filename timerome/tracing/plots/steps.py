@@ -9,7 +9,7 @@ import numpy as np
 
 from ...functional.effects import average_over_facts, first_largest
 from ...functional.inference import two_stage_interval
-from .drawing import LINES, NAMES, SCORES, figure_of, write
+from .drawing import LINES, NAMES, SCORES, conditions, figure_of, write
 
 if TYPE_CHECKING:
     from ..result import Effect, TraceResult
@@ -64,7 +64,7 @@ def plot_steps(trace: TraceResult, path: Path, effect: Effect) -> Path:
         axis.legend(fontsize=7, frameon=False)
     axes[0].set_ylabel("share of the total effect")
     figure.suptitle(
-        f"{NAMES[effect]} ({SCORES[trace.score]}), {len(trace.facts)} facts, window {trace.settings.get('window')}: "
+        f"{NAMES[effect]} ({SCORES[trace.score]}), {len(trace.facts)} facts, {conditions(trace.settings)}:\n"
         "each module's best layer; 95 % over facts and draws",
         fontsize=9,
     )

@@ -101,18 +101,25 @@ PYBIND11_MODULE(_C, m) {
     check(timerome::lowrank_cuda_max_d(device, &d), "sparse_lowrank_residual");
     return d;
   });
+  m.def("lowrank_cuda_scratch", [](int64_t rows, int64_t d, int64_t n, int dtype, int device) {
+    int64_t floats = 0;
+    check(timerome::lowrank_cuda_scratch(rows, d, n, dtype, device, &floats), "sparse_lowrank_residual");
+    return floats;
+  });
   m.def(
       "lowrank_cuda",
-      [](Address h, Address keys, Address coef, Address values, Address mean, Address mask, Address c, Address active,
-         Address count, Address hits, int64_t rows, int64_t length, int64_t d, int64_t n, int64_t columns, int64_t k,
+      [](Address h, Address out, Address keys, Address coef, Address values, Address mean, Address mask,
+         Address scratch, Address hits, int64_t rows, int64_t length, int64_t d, int64_t n, int64_t columns, int64_t k,
          double alpha, double tau, bool gated, int dtype, int keys_dtype, int values_dtype, int device,
          Address stream) {
-        check(timerome::lowrank_cuda({at<void>(h), at<void>(keys), at<float>(coef), at<void>(values), at<float>(mean),
-                                      at<uint8_t>(mask), at<float>(c), at<int64_t>(active),
-                                      at<unsigned long long>(count), at<unsigned long long>(hits), rows, length, d, n,
-                                      columns, k, float(alpha), float(tau), gated, dtype, keys_dtype, values_dtype},
-                                     device, at<void>(stream)),
-              "sparse_lowrank_residual");
+        timerome::LowrankCuda a = {};
+        a.h = at<void>(h), a.out = at<void>(out), a.keys = at<void>(keys), a.coef = at<float>(coef);
+        a.values = at<void>(values), a.mean = at<float>(mean), a.mask = at<uint8_t>(mask);
+        a.scratch = at<float>(scratch), a.hits = at<unsigned long long>(hits);
+        a.rows = rows, a.length = length, a.d = d, a.n = n, a.m = columns, a.k = k;
+        a.alpha = float(alpha), a.tau = float(tau), a.gated = gated;
+        a.dtype = dtype, a.keys_dtype = keys_dtype, a.values_dtype = values_dtype;
+        check(timerome::lowrank_cuda(a, device, at<void>(stream)), "sparse_lowrank_residual");
       },
       nogil);
   m.def("ridge_cuda_max_n", [](int device) {

@@ -21,6 +21,29 @@ __device__ __forceinline__ void mma(float (&sum)[4], const uint32_t (&a)[4], con
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// Sixteen bytes on their way to shared memory, zeros if not valid; what is committed together arrives together.
+__device__ __forceinline__ void copy_async(void* to, const void* from, bool valid) {
+  const uint32_t address = uint32_t(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(valid ? 16 : 0) : "memory");
+}
+__device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until all but the last `left` commits have arrived, 0 to 3 of them.
+__device__ __forceinline__ void copy_async_wait(int left) {
+  switch (left) {
+    case 3:
+      asm volatile("cp.async.wait_group 3;" ::: "memory");
+      break;
+    case 2:
+      asm volatile("cp.async.wait_group 2;" ::: "memory");
+      break;
+    case 1:
+      asm volatile("cp.async.wait_group 1;" ::: "memory");
+      break;
+    default:
+      asm volatile("cp.async.wait_group 0;" ::: "memory");
+  }
+}
+
 }  // namespace timerome
 
 #endif

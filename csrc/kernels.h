@@ -56,26 +56,28 @@ constexpr int64_t kSparsifyAddCudaMaxD = 8192;  // the row lives in registers: 3
 int sparsify_add_cuda(const void* h, const float* r, void* out, const uint8_t* mask, int64_t rows, int64_t d, int64_t k,
                       float alpha, int dtype, int device, void* stream);
 
-// h += alpha S_k((h - mean) K^T A D) in place, for few keys: on the rows that mask and gate let through, the others are
-// not written. d is a multiple of 4, matrices start on 16 bytes, keys and values are float32 or bfloat16.
+// out = h + alpha S_k((h - mean) K^T A D) for few keys, on the rows that mask and gate let through, out = h on the others;
+// out may be h. d is a multiple of 32, matrices start on 16 bytes, keys and values are float32 or bfloat16.
 struct LowrankCuda {
-  void* h;
-  const void* keys;           // (n, d)
-  const float* coef;          // (n, m)
-  const void* values;         // (m, d)
-  const float* mean;          // (d), may be null
-  const uint8_t* mask;        // by row, may be null
-  float* c;                   // scratch: (rows, m rounded up to 16)
-  int64_t* active;            // scratch: (rows)
-  unsigned long long* count;  // how many rows were let through; zero before
-  unsigned long long* hits;   // the same by sequence of `length` rows
+  const void* h;
+  void* out;
+  const void* keys;          // (n, d)
+  const float* coef;         // (n, m)
+  const void* values;        // (m, d)
+  const float* mean;         // (d), may be null
+  const uint8_t* mask;       // by row, may be null
+  float* scratch;            // of lowrank_cuda_scratch floats
+  unsigned long long* hits;  // rows let through, by sequence of `length` rows
   int64_t rows, length, d, n, m, k;
   float alpha, tau;
   bool gated;
   int dtype, keys_dtype, values_dtype;
+  int splits, stages;  // set by the launcher, as is what follows: the columns of a row are shared out to so many blocks
+  float *scores, *row_squares, *key_norms;  // (splits, rows, n rounded up to 8), (splits, rows), (n)
 };
-constexpr int64_t kLowrankCudaMaxN = 128;
+constexpr int64_t kLowrankCudaMaxN = 64;
 int lowrank_cuda_max_d(int device, int64_t* d);
+int lowrank_cuda_scratch(int64_t rows, int64_t d, int64_t n, int dtype, int device, int64_t* floats);
 int lowrank_cuda(const LowrankCuda& arguments, int device, void* stream);
 
 // Inverse and Cholesky factor of G + rho I in float64, each system in the shared memory of one block of threads: the

@@ -8,67 +8,98 @@
 namespace timerome {
 namespace {
 
-// One block for each group of rows, or as many as there may be.
-unsigned blocks(int64_t rows, int each, int64_t most) { return unsigned(std::min((rows + each - 1) / each, most)); }
+constexpr int kStatic = 8 << 10;  // more than apply_small's variables take
 
-template <int kTiles, class Row, int kRowParts, class Key>
-cudaError_t launch_score(const LowrankCuda& a, int limit, cudaStream_t stream) {
-  constexpr int kWarps = kScoreWarps<kTiles>;
-  const auto kernel = score_gate_kernel<kTiles, Row, kRowParts, Key>;
-  const cudaError_t error = allow_shared(kernel, limit);
-  if (error != cudaSuccess) return error;
-  const auto bytes = size_t(score_gate_shared_bytes(int(a.n), kWarps));
-  kernel<<<blocks(a.rows, kScoreRows, 0x7fffffff), 32 * kWarps, bytes, stream>>>(a);
-  return cudaGetLastError();
+struct Device {
+  int shared = 0, processors = 0;
+  cudaError_t error;
+
+  explicit Device(int device) {
+    error = shared_limit(device, &shared);
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  }
+};
+
+int64_t groups(int64_t rows) { return (rows + kScoreRows - 1) / kScoreRows; }
+
+// So many parts of the columns that there is a block for each multiprocessor.
+int splits(int64_t rows, int64_t d, int dtype, int processors) {
+  const int64_t columns = kStageBytes / (dtype == 0 ? 4 : 2), stages = (d + columns - 1) / columns;
+  return int(std::clamp<int64_t>(processors / groups(rows), 1, stages));
 }
 
-template <int kTiles, class Key>
-cudaError_t launch_score(const LowrankCuda& a, int limit, cudaStream_t stream) {
-  if (a.dtype == 0) return launch_score<kTiles, float, 3, Key>(a, limit, stream);
-  if (a.dtype == 1) return launch_score<kTiles, __half, 3, Key>(a, limit, stream);
-  return a.mean ? launch_score<kTiles, __nv_bfloat16, 3, Key>(a, limit, stream)
-                : launch_score<kTiles, __nv_bfloat16, 1, Key>(a, limit, stream);
+template <class Row, int kRowParts, class Key>
+cudaError_t launch_score(LowrankCuda& a, const Device& device, cudaStream_t stream) {
+  const int64_t bytes = stage_bytes(int(a.n), sizeof(Row), sizeof(Key));
+  a.stages = int(std::min<int64_t>(4, device.shared / bytes));
+  const int64_t shared = std::max(a.stages * bytes, score_sums_bytes(int(a.n)));
+  if (a.stages == 0 || shared > device.shared) return cudaErrorInvalidValue;
+  const auto kernel = score_gate_kernel<Row, kRowParts, Key>;
+  const cudaError_t error = allow_shared(kernel, device.shared);
+  if (error != cudaSuccess) return error;
+  kernel<<<unsigned(groups(a.rows) * a.splits + kPrepareBlocks), kLowrankThreads, size_t(shared), stream>>>(a);
+  return cudaGetLastError();
 }
 
 template <class Key>
-cudaError_t launch_score(const LowrankCuda& a, int limit, cudaStream_t stream) {
-  return a.n <= 64 ? launch_score<8, Key>(a, limit, stream) : launch_score<16, Key>(a, limit, stream);
+cudaError_t launch_score(LowrankCuda& a, const Device& device, cudaStream_t stream) {
+  if (a.dtype == 0) return launch_score<float, 3, Key>(a, device, stream);
+  if (a.dtype == 1) return launch_score<__half, 3, Key>(a, device, stream);
+  return a.mean ? launch_score<__nv_bfloat16, 3, Key>(a, device, stream)
+                : launch_score<__nv_bfloat16, 1, Key>(a, device, stream);
 }
 
-// As many blocks as there are multiprocessors: how many rows passed is known on the device only.
-template <class Value>
-cudaError_t launch_apply(const LowrankCuda& a, int limit, int processors, cudaStream_t stream) {
-  const auto kernel = apply_small_kernel<Value>;
-  const cudaError_t error = allow_shared(kernel, limit);
+template <class Row, class Value>
+cudaError_t launch_apply(const LowrankCuda& a, const Device& device, cudaStream_t stream) {
+  const auto kernel = apply_small_kernel<Row, Value>;
+  const cudaError_t error = allow_shared(kernel, device.shared - kStatic);
   if (error != cudaSuccess) return error;
+  const int64_t blocks = std::min<int64_t>((a.rows + kApplyRows - 1) / kApplyRows, device.processors);
   const auto bytes = size_t(apply_small_shared_bytes(int(a.d)));
-  kernel<<<blocks(a.rows, kApplyRows, processors), 32 * kApplyWarps, bytes, stream>>>(a);
+  kernel<<<unsigned(blocks), kLowrankThreads, bytes, stream>>>(a);
   return cudaGetLastError();
+}
+
+template <class Value>
+cudaError_t launch_apply(const LowrankCuda& a, const Device& device, cudaStream_t stream) {
+  if (a.dtype == 0) return launch_apply<float, Value>(a, device, stream);
+  if (a.dtype == 1) return launch_apply<__half, Value>(a, device, stream);
+  return launch_apply<__nv_bfloat16, Value>(a, device, stream);
 }
 
 }  // namespace
 
 int lowrank_cuda_max_d(int device, int64_t* d) {
-  int bytes = 0;
-  const cudaError_t error = shared_limit(device, &bytes);
-  for (*d = 0; apply_small_shared_bytes(int(*d) + 16) <= bytes;) *d += 16;
-  return error;
+  const Device of(device);
+  for (*d = 0; apply_small_shared_bytes(int(*d) + kApplyColumns) <= of.shared - kStatic;) *d += kApplyColumns;
+  return of.error;
 }
 
-int lowrank_cuda(const LowrankCuda& a, int device, void* stream_) {
+int lowrank_cuda_scratch(int64_t rows, int64_t d, int64_t n, int dtype, int device, int64_t* floats) {
+  const Device of(device);
+  if (of.error == cudaSuccess)
+    *floats = splits(rows, d, dtype, of.processors) * rows * (score_columns(int(n)) + 1) + n;
+  return of.error;
+}
+
+int lowrank_cuda(const LowrankCuda& arguments, int device, void* stream_) {
+  LowrankCuda a = arguments;
   if (a.rows == 0) return cudaSuccess;
   const DeviceGuard guard(device);
   if (guard.error() != cudaSuccess) return guard.error();
   const auto stream = static_cast<cudaStream_t>(stream_);
-  int limit = 0, processors = 0;
-  cudaError_t error = shared_limit(device, &limit);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  const Device of(device);
+  if (of.error != cudaSuccess) return of.error;
+  if (a.n > kLowrankCudaMaxN || a.d % 32 || apply_small_shared_bytes(int(a.d)) > of.shared - kStatic)
+    return cudaErrorInvalidValue;
+  a.splits = splits(a.rows, a.d, a.dtype, of.processors);
+  a.scores = a.scratch;
+  a.row_squares = a.scores + a.splits * a.rows * score_columns(int(a.n));
+  a.key_norms = a.row_squares + a.splits * a.rows;
+  const cudaError_t error =
+      a.keys_dtype == 2 ? launch_score<__nv_bfloat16>(a, of, stream) : launch_score<float>(a, of, stream);
   if (error != cudaSuccess) return error;
-  if (a.n > kLowrankCudaMaxN || a.d % 4 || apply_small_shared_bytes(int(a.d)) > limit) return cudaErrorInvalidValue;
-  error = a.keys_dtype == 2 ? launch_score<__nv_bfloat16>(a, limit, stream) : launch_score<float>(a, limit, stream);
-  if (error != cudaSuccess) return error;
-  return a.values_dtype == 2 ? launch_apply<__nv_bfloat16>(a, limit, processors, stream)
-                             : launch_apply<float>(a, limit, processors, stream);
+  return a.values_dtype == 2 ? launch_apply<__nv_bfloat16>(a, of, stream) : launch_apply<float>(a, of, stream);
 }
 
 }  // namespace timerome

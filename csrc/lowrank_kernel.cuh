@@ -1,12 +1,12 @@
 // Device side of sparse_lowrank_residual for few keys: no torch, no launches, so that it compiles anywhere and runs in
 // the test emulator.
 //
-// Two kernels. score_gate reads h and the keys, applies the gate and writes coefficients and row numbers of the rows
-// that pass; apply_small makes and adds the residual of those. So a row that does not pass costs one reading.
+// Two kernels. score_gate reads h and the keys and writes scores; apply_small applies the gate and makes, selects and
+// adds the residual of the rows that pass. So a row that does not pass costs one reading.
 //
 // Products run on the tensor cores, in bfloat16 with float32 sums, and are as good as float32 ones: a float32 is the
 // exact sum of three bfloat16s, and all products of two parts that are large enough to count are made. The tensor
-// cores' own sums are cut off rather than rounded, so they are kept to a group of 16 columns and added up outside.
+// cores' own sums are cut off rather than rounded, so they are kept to 64 columns and added up outside.
 #pragma once
 #include <math.h>
 
@@ -16,25 +16,14 @@
 
 namespace timerome {
 
-constexpr int kScoreRows = 16;  // rows of a block of score_gate: one side of a tensor core product
-constexpr int kApplyRows = 8;   // rows of a block of apply_small: the other side
-constexpr int kApplyWarps = 16;
-template <int kTiles>
-constexpr int kScoreWarps = 128 / kTiles;  // as many as their registers allow
-constexpr int kBinWords = 1024;            // 2048 counters of 16 bits, which is enough for a row
+constexpr int kLowrankThreads = 512;
+constexpr int kLowrankWarps = kLowrankThreads / 32;
+constexpr int kTiles = int(kLowrankCudaMaxN) / 8;  // of eight keys: one side of a tensor core product
 
 template <class T>
 constexpr int kPartsOf = sizeof(T) == 4 ? 3 : 1;  // of float and bfloat16
 
 inline __host__ __device__ int up_to(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
-// The distance of two rows of the residual: 4 more than a multiple of 16, so that no two writes share a bank.
-inline __host__ __device__ int residual_pitch(int d) { return up_to(d, 16) + 4; }
-inline __host__ __device__ int64_t score_gate_shared_bytes(int n, int warps) {
-  return int64_t(warps) * ((kScoreRows + 1) * up_to(n, 8) + kScoreRows) * int64_t(sizeof(float));
-}
-inline __host__ __device__ int64_t apply_small_shared_bytes(int d) {
-  return (int64_t(kApplyRows) * residual_pitch(d) + kApplyRows * kBinWords) * int64_t(sizeof(float));
-}
 
 // Four floats as sums of bfloat16s, in pairs as the tensor cores take them.
 template <int kParts>
@@ -58,277 +47,652 @@ __device__ __forceinline__ Parts<kParts> split(Quad<float> x) {
   return parts;
 }
 
+template <class T>
+__device__ __forceinline__ Quad<float> to_floats(const Quad<T>& x) {
+  return {to_float(x.e[0]), to_float(x.e[1]), to_float(x.e[2]), to_float(x.e[3])};
+}
+
+template <int kParts, class T>
+__device__ __forceinline__ Parts<kParts> parts_of(const Quad<T>& x) {
+  return split<kParts>(to_floats(x));
+}
+template <>
+__device__ __forceinline__ Parts<1> parts_of<1>(const Quad<__nv_bfloat16>& x) {
+  return reinterpret_cast<const Parts<1>&>(x);
+}
+
 // sum (16, 8) += [lower; upper] (16, 16) other (16, 8), spread over the warp: lane 4 g + q holds the entries q of row
 // g of lower and upper, four each, those of column g of other, and of the sum the entries 2 q and 2 q + 1 of row g,
 // then of row g + 8. Which four of the 16 inner entries a lane holds does not matter, if it is the same for all.
 template <int kLeft, int kRight>
 __device__ __forceinline__ void multiply_add(float (&sum)[4], const Parts<kLeft>& lower, const Parts<kLeft>& upper,
                                              const Parts<kRight>& other) {
-  float s[4] = {};
 #pragma unroll
   for (int order = 2; order >= 0; order--)  // the small ones first; those beyond are below a float's last bit
 #pragma unroll
     for (int p = 0; p < kLeft; p++) {
       const int o = order - p;
       if (o >= 0 && o < kRight)
-        mma(s, {lower.pair[p][0], upper.pair[p][0], lower.pair[p][1], upper.pair[p][1]},
+        mma(sum, {lower.pair[p][0], upper.pair[p][0], lower.pair[p][1], upper.pair[p][1]},
             {other.pair[o][0], other.pair[o][1]});
     }
-#pragma unroll
-  for (int i = 0; i < 4; i++) sum[i] += s[i];
 }
+
+// --- Scores.
+
+// A block takes kScoreRows rows and, of their columns, a part of its own, so that all multiprocessors have work and each
+// reads few keys. The columns come in stages, each row's part of a stage kStageBytes long; as many stages as fit are on
+// their way to the shared memory at once.
+constexpr int kScoreRows = 128;
+constexpr int kScoreShares = kLowrankWarps / (kScoreRows / 16);  // warps that share the columns of 16 rows
+constexpr int kStageBytes = 256;
+template <class Row>
+constexpr int kStageColumns = kStageBytes / int(sizeof(Row));
+
+inline __host__ __device__ int score_columns(int n) { return up_to(n, 8); }
+inline __host__ __device__ int64_t stage_bytes(int n, int row_size, int key_size) {
+  return int64_t(kScoreRows) * kStageBytes + int64_t(score_columns(n)) * (kStageBytes / row_size * key_size);
+}
+// What the sums of the warps take when all stages are done.
+inline __host__ __device__ int64_t score_sums_bytes(int n) {
+  return int64_t(kScoreShares) * kScoreRows * (score_columns(n) + 1) * int64_t(sizeof(float));
+}
+
+// What a byte's place within its row of a stage is changed by (xor), so that the rows a warp reads at once share no bank,
+// be it in pieces of 8 bytes or of 16.
+__device__ __forceinline__ int shift_of(int row) { return (row & 1) << 6 | (row & 2) << 4; }
+
+// What one thread copies of each stage: 16 bytes of every kStep-th row.
+template <class T, int kRowBytes, int kMost>
+struct Fetch {
+  static constexpr int kChunks = kRowBytes / 16, kStep = kLowrankThreads / kChunks, kRows = (kMost + kStep - 1) / kStep;
+  const T* from;
+  int column, row, to, offset[kRows];
+
+  // The first row, how many of them there are, and their length; rows past the last are read as the last.
+  __device__ __forceinline__ Fetch(const void* rows, int count, int d)
+      : from(static_cast<const T*>(rows)), column(threadIdx.x % kChunks * (16 / int(sizeof(T)))),
+        row(threadIdx.x / kChunks), to(row * kRowBytes + (threadIdx.x % kChunks * 16 ^ shift_of(row))) {
+    static_assert(kStep % 4 == 0, "the rows of a thread are shifted alike");
+#pragma unroll
+    for (int i = 0; i < kRows; i++) offset[i] = min(row + i * kStep, count - 1) * d + column;
+  }
+  // Columns past the last are zero.
+  __device__ __forceinline__ void operator()(char* stage, int column0, int wanted, int d) const {
+    const bool valid = column0 + column < d;
+#pragma unroll
+    for (int i = 0; i < kRows; i++)
+      if (row + i * kStep < wanted)
+        copy_async(stage + to + i * kStep * kRowBytes, from + (valid ? offset[i] + column0 : 0), valid);
+  }
+};
 
 template <class T>
-__device__ __forceinline__ Quad<float> to_floats(const Quad<T>& x) {
-  return {to_float(x.e[0]), to_float(x.e[1]), to_float(x.e[2]), to_float(x.e[3])};
+__device__ __forceinline__ const Quad<T>& staged(const char* row, int column, int shift) {
+  return *reinterpret_cast<const Quad<T>*>(row + (column * int(sizeof(T)) ^ shift));
 }
 
-// Coefficients (h - mean) K^T A of the rows that mask and gate let through, a list of these rows, and hits by sequence.
-// Warps take groups of 16 columns in turn, of 16 rows and all keys, and ask for all of it before they use any.
-template <int kTiles, class Row, int kRowParts, class Key>
-__global__ void __launch_bounds__(32 * kScoreWarps<kTiles>) score_gate_kernel(const LowrankCuda a) {
-  constexpr int kWarps = kScoreWarps<kTiles>, kThreads = 32 * kWarps;
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3;
-  const int n = int(a.n), m = int(a.m), d = int(a.d), columns = up_to(n, 8);
-  float* const scores = dynamic_shared<float>();                   // of each warp: 16 rows of columns
-  float* const row_norm = scores + kWarps * kScoreRows * columns;  // of each warp: 16
-  float* const key_norm = row_norm + kWarps * kScoreRows;          // of each warp: columns
-  for (int64_t first = int64_t(blockIdx.x) * kScoreRows; first < a.rows; first += int64_t(gridDim.x) * kScoreRows) {
-    const auto wanted = [&](int64_t row) { return row < a.rows && (!a.mask || a.mask[row]); };
-    bool any = false;
-    for (int i = 0; i < kScoreRows; i++) any = any || wanted(first + i);
-    if (!any) continue;
+__device__ __forceinline__ float warp_sum(float x) {
+#pragma unroll
+  for (int lanes = 16; lanes; lanes /= 2) x += __shfl_xor_sync(~0u, x, lanes);
+  return x;
+}
 
-    const Row* h[2];
+// What is not done for each group of rows, by kPrepareBlocks blocks: norms of the keys that have a value, hits of none.
+constexpr int kPrepareBlocks = 4;
+template <class Key>
+__device__ inline void prepare(const LowrankCuda& a) {
+  constexpr int kThreads = kPrepareBlocks * kLowrankThreads, kEach = 16 / int(sizeof(Key));
+  const int thread = int(blockIdx.x) * kLowrankThreads + int(threadIdx.x), lane = thread % 32;
+  for (int64_t i = thread; i < a.rows / a.length; i += kThreads) a.hits[i] = 0;
+  if (!a.gated) return;
+  for (int j = thread / 32; j < a.m; j += kThreads / 32) {
+    const Key* const key = static_cast<const Key*>(a.keys) + j * a.d;
+    float square = 0;
+#pragma unroll 8
+    for (int c = lane * kEach; c < a.d; c += 32 * kEach) {
+      alignas(16) Key x[kEach];
+      reinterpret_cast<Quad<float>&>(x) = reinterpret_cast<const Quad<float>&>(key[c]);
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-      const int64_t row = first + g + 8 * i;
-      h[i] = static_cast<const Row*>(a.h) + (row < a.rows ? row : a.rows - 1) * a.d;
+      for (int e = 0; e < kEach; e++) square += to_float(x[e]) * to_float(x[e]);
     }
-    float sum[kTiles][4] = {}, key_square[kTiles] = {}, row_square[2] = {};
-    for (int base = warp * 16; base < d; base += kWarps * 16) {
-      const int c = base + 4 * q;
-      Quad<Row> row[2];
-      Quad<Key> key[kTiles];
-      Quad<float> mean = {};
+    square = warp_sum(square);
+    if (lane == 0) a.key_norms[j] = sqrtf(square);
+  }
+}
+
+// Scores (h - mean) K^T of this block's columns, and the squares of rows that the gate divides by.
+template <class Row, int kRowParts, class Key>
+__global__ void __launch_bounds__(kLowrankThreads) score_gate_kernel(const LowrankCuda a) {
+  constexpr int kColumns = kStageColumns<Row>, kKeyBytes = kColumns * int(sizeof(Key));
+  constexpr int kRowTiles = kScoreRows / 16, kShares = kScoreShares, kChain = kRowParts == 1 ? 4 : 2;
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3;
+  const int n = int(a.n), d = int(a.d), width = score_columns(n), splits = a.splits, stages = a.stages;
+  if (blockIdx.x < kPrepareBlocks) return prepare<Key>(a);
+  const int64_t row0 = (blockIdx.x - kPrepareBlocks) / splits * int64_t(kScoreRows);
+  const int split_index = (blockIdx.x - kPrepareBlocks) % splits;
+  if (a.mask) {
+    const int64_t row = row0 + threadIdx.x;
+    if (!__syncthreads_or(threadIdx.x < kScoreRows && row < a.rows && a.mask[row])) return;
+  }
+
+  char* const memory = dynamic_shared<char>();
+  const int bytes = int(stage_bytes(n, int(sizeof(Row)), int(sizeof(Key))));
+  const int all = (d + kColumns - 1) / kColumns;
+  const int first = int(int64_t(split_index) * all / splits), last = int(int64_t(split_index + 1) * all / splits);
+  const int rows = int(a.rows - row0 < kScoreRows ? a.rows - row0 : kScoreRows);
+  const Fetch<Row, kStageBytes, kScoreRows> fetch_rows(static_cast<const Row*>(a.h) + row0 * a.d, rows, d);
+  const Fetch<Key, kKeyBytes, int(kLowrankCudaMaxN)> fetch_keys(a.keys, n, d);
+  const auto fetch = [&](int s) {
+    if (s < last) {
+      char* const stage = memory + (s - first) % stages * bytes;
+      fetch_rows(stage, s * kColumns, kScoreRows, d);
+      fetch_keys(stage + kScoreRows * kStageBytes, s * kColumns, width, d);
+    }
+    copy_async_commit();
+  };
+  for (int s = first; s < first + stages; s++) fetch(s);
+
+  const int tile_row = warp % kRowTiles * 16, share = warp / kRowTiles, shift = shift_of(g);
+  float sum[kTiles][4] = {}, row_square[2] = {};
+  for (int s = first; s < last; s++) {
+    copy_async_wait(stages - 1);
+    __syncthreads();
+    const char* const stage = memory + (s - first) % stages * bytes;
+    const char* const own_rows = stage + (tile_row + g) * kStageBytes;
+    const char* const own_keys = stage + kScoreRows * kStageBytes + g * kKeyBytes;
+    for (int step0 = share; step0 < kColumns / 16; step0 += kChain * kShares) {
+      const auto at = [&](int step) { return (step0 + step * kShares) * 16 + 4 * q; };
+      Parts<kRowParts> part[kChain][2];
 #pragma unroll
-      for (int i = 0; i < 2; i++) row[i] = load_quad<true>(h[i], c, d);
-      if (a.mean) mean = load_quad<true>(a.mean, c, d);
+      for (int step = 0; step < kChain; step++)
 #pragma unroll
-      for (int tile = 0; tile < kTiles; tile++) {
-        const int j = tile * 8 + g;
-        if (tile * 8 < n)
-          key[tile] = load_quad<true>(static_cast<const Key*>(a.keys) + (j < n ? j : n - 1) * a.d, c, d);
-      }
-      Parts<kRowParts> part[2];
+        for (int i = 0; i < 2; i++) {
+          const Quad<Row>& staged_row = staged<Row>(own_rows + 8 * i * kStageBytes, at(step), shift);
+          if (!a.mean && !a.gated) {
+            part[step][i] = parts_of<kRowParts>(staged_row);
+            continue;
+          }
+          Quad<float> x = to_floats(staged_row);
+          if (a.mean) {
+            const Quad<float> mean = load_quad<true>(a.mean, s * kColumns + at(step), d);
 #pragma unroll
-      for (int i = 0; i < 2; i++) {
-        Quad<float> x = to_floats(row[i]);
+            for (int j = 0; j < 4; j++) x.e[j] -= mean.e[j];
+            part[step][i] = split<kRowParts>(x);
+          } else {
+            part[step][i] = parts_of<kRowParts>(staged_row);
+          }
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
-          if (a.mean) x.e[j] -= mean.e[j];
-          row_square[i] += x.e[j] * x.e[j];
+          for (int j = 0; j < 4; j++) row_square[i] += x.e[j] * x.e[j];
         }
-        part[i] = split<kRowParts>(x);
-      }
 #pragma unroll
       for (int tile = 0; tile < kTiles; tile++) {
         if (tile * 8 >= n) break;
-        const Quad<float> x = to_floats(key[tile]);
+        float some[4] = {};
 #pragma unroll
-        for (int j = 0; j < 4; j++) key_square[tile] += x.e[j] * x.e[j];
-        multiply_add(sum[tile], part[0], part[1], split<kPartsOf<Key>>(x));
-      }
-    }
-
-    float* const own = scores + warp * kScoreRows * columns;
-#pragma unroll
-    for (int tile = 0; tile < kTiles; tile++) {
-      if (tile * 8 >= n) break;
-#pragma unroll
-      for (int i = 0; i < 4; i++) own[(g + i / 2 * 8) * columns + tile * 8 + 2 * q + i % 2] = sum[tile][i];
-      const float square = quad_sum(key_square[tile]);
-      if (q == 0) key_norm[warp * columns + tile * 8 + g] = square;
-    }
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      const float square = quad_sum(row_square[i]);
-      if (q == 0) row_norm[warp * kScoreRows + g + 8 * i] = square;
-    }
-    __syncthreads();
-    const auto over_warps = [](const float* table, int size, int i) {
-      float total = 0;
-#pragma unroll
-      for (int w = 0; w < kWarps; w++) total += table[w * size + i];
-      return total;
-    };
-    for (int i = threadIdx.x; i < kScoreRows * columns; i += kThreads)
-      scores[i] = over_warps(scores, kScoreRows * columns, i);
-    for (int i = threadIdx.x; i < columns; i += kThreads) key_norm[i] = sqrtf(over_warps(key_norm, columns, i));
-    if (threadIdx.x < kScoreRows) row_norm[threadIdx.x] = sqrtf(over_warps(row_norm, kScoreRows, threadIdx.x));
-    __syncthreads();
-
-    for (int r = warp; r < kScoreRows; r += kWarps) {
-      const int64_t row = first + r;
-      if (!wanted(row)) continue;
-      const float* s = scores + r * columns;
-      if (a.gated) {
-        bool passes = false;  // 0 / 0 and NaN reach nothing
-        for (int j = lane; j < m; j += 32) passes = passes || s[j] / (row_norm[r] * key_norm[j]) >= a.tau;
-        if (!__ballot_sync(~0u, passes)) continue;
-      }
-      const int width = up_to(m, 16);
-      for (int j = lane; j < width; j += 32) {
-        float c = 0;
-        if (j < m) {
-#pragma unroll 8
-          for (int i = 0; i < n; i++) c += s[i] * a.coef[i * m + j];
+        for (int step = 0; step < kChain; step++) {
+          const Quad<Key>& key = staged<Key>(own_keys + tile * 8 * kKeyBytes, at(step), shift);
+          multiply_add(some, part[step][0], part[step][1], parts_of<kPartsOf<Key>>(key));
         }
-        a.c[row * width + j] = c;
-      }
-      if (lane == 0) {
-        a.active[atomicAdd(a.count, 1ull)] = row;
-        atomicAdd(a.hits + row / a.length, 1ull);
+#pragma unroll
+        for (int i = 0; i < 4; i++) sum[tile][i] += some[i];
       }
     }
-    __syncthreads();  // the next rows take the same shared memory
+    __syncthreads();  // the slot is free again
+    fetch(s + stages);
   }
+
+  // Each share of the columns of a stage was summed by another warp.
+  copy_async_wait(0);
+  float* const shared = reinterpret_cast<float*>(memory);
+  float* const row_squares = shared + kShares * kScoreRows * width;
+#pragma unroll
+  for (int tile = 0; tile < kTiles; tile++) {
+    if (tile * 8 >= n) break;
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      shared[(share * kScoreRows + tile_row + g + i / 2 * 8) * width + tile * 8 + 2 * q + i % 2] = sum[tile][i];
+  }
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    const float square = quad_sum(row_square[i]);
+    if (q == 0) row_squares[share * kScoreRows + tile_row + g + 8 * i] = square;
+  }
+  __syncthreads();
+  const auto over_shares = [&](const float* table, int size, int i) {
+    float total = 0;
+#pragma unroll
+    for (int w = 0; w < kShares; w++) total += table[w * size + i];
+    return total;
+  };
+  float* const out = a.scores + (split_index * a.rows + row0) * width;
+  for (int i = threadIdx.x; i < rows * width; i += kLowrankThreads)
+    out[i] = over_shares(shared, kScoreRows * width, i);
+  if (!a.gated) return;
+  for (int i = threadIdx.x; i < rows; i += kLowrankThreads)
+    a.row_squares[split_index * a.rows + row0 + i] = over_shares(row_squares, kScoreRows, i);
 }
+
+// --- Selection by one warp.
+
+// Values lo <= hi, of which hi is reached by no more than `wanted` entries of a list and lo by no fewer: the same value
+// if it is reached by just so many, else two neighbours between which ties lie. To begin with, all entries reach lo and
+// none reaches hi.
+struct Bracket {
+  uint32_t lo, hi;
+};
+__device__ inline int reaching(const uint32_t* list, int size, uint32_t x) {
+  int count = 0;
+  for (int i = threadIdx.x & 31; i < size; i += 32) count += list[i] >= x;
+  return __reduce_add_sync(~0u, count);
+}
+__device__ inline Bracket rank(const uint32_t* list, int size, int wanted, uint32_t lo, uint32_t hi) {
+  int at_lo = size, at_hi = 0;
+  bool halve = false;
+  while (hi - lo > 1) {
+    const uint32_t range = hi - lo;
+    // Where the count would be in the middle if it fell evenly from lo to hi; halved where that does not get on.
+    uint32_t step = range / 2;
+    if (!halve) {
+      const float part = float(at_lo - wanted) / float(at_lo - at_hi);
+      step = uint32_t(float(range) * part);
+      step = step < 1 ? 1 : step > range - 1 ? range - 1 : step;
+    }
+    const int count = reaching(list, size, lo + step);
+    if (count == wanted) return {lo + step, lo + step};
+    if (count > wanted) {
+      lo += step, at_lo = count;
+    } else {
+      hi = lo + step, at_hi = count;
+    }
+    halve = hi - lo > range / 2;
+  }
+  return {lo, hi};
+}
+
+// --- The residual.
+
+// A block takes kApplyRows rows. Rows that pass have the first of its slots. Of the columns a warp takes 32 in every
+// kApplyColumns, and lane 4 g + q of these 4 g to 4 g + 3, for the slots 2 q and 2 q + 1.
+constexpr int kApplyRows = 8;
+constexpr int kApplyColumns = kLowrankWarps * 32;
+constexpr int kPairs = int(kLowrankCudaMaxN) / 2 + 8;
+constexpr int kTies = 32;                // of a row at the threshold that are cut without ado
+constexpr int kBins = 816;               // of a row's histogram, by its magnitudes' exponents and two bits more
+constexpr int kFirstBin = 1024 - kBins;  // all magnitudes below, under 2^-75, count for the first
+
+inline __host__ __device__ int apply_pieces(int d) { return (d + kApplyColumns - 1) / kApplyColumns; }
+inline __host__ __device__ int64_t apply_small_shared_bytes(int d) {
+  return (int64_t(apply_pieces(d)) * 8 * kLowrankThreads + kApplyRows * kBins) * 4;
+}
+
+constexpr uint32_t kInfinity = 0x7f800000u;
+__device__ __forceinline__ uint32_t magnitude(float x) { return __float_as_uint(x) & 0x7fffffffu; }
+
+// Columns 2 j and 2 j + 1 of four values, as the tensor cores take them.
+template <int kParts>
+struct Columns {
+  Parts<kParts> lower, upper;
+};
+__device__ __forceinline__ Columns<3> columns(const Quad<float> (&v)[4], int j) {
+  return {split<3>({v[0].e[2 * j], v[1].e[2 * j], v[2].e[2 * j], v[3].e[2 * j]}),
+          split<3>({v[0].e[2 * j + 1], v[1].e[2 * j + 1], v[2].e[2 * j + 1], v[3].e[2 * j + 1]})};
+}
+__device__ __forceinline__ Columns<1> columns(const Quad<__nv_bfloat16> (&v)[4], int j) {
+  uint32_t word[4];
+#pragma unroll
+  for (int i = 0; i < 4; i++) word[i] = reinterpret_cast<const uint32_t(&)[2]>(v[i])[j];
+  return {{{{__byte_perm(word[0], word[1], 0x5410), __byte_perm(word[2], word[3], 0x5410)}}},
+          {{{__byte_perm(word[0], word[1], 0x7632), __byte_perm(word[2], word[3], 0x7632)}}}};
+}
+
+// x + alpha r where |r| is at least so much.
+__device__ __forceinline__ Quad<float> add_kept(Quad<float> x, const Quad<float>& r, uint32_t least, float alpha) {
+#pragma unroll
+  for (int e = 0; e < 4; e++)
+    if (magnitude(r.e[e]) >= least) x.e[e] = add_scaled(x.e[e], alpha, r.e[e]);
+  return x;
+}
+__device__ __forceinline__ __half2 rounded(__half, float lower, float upper) { return __floats2half2_rn(lower, upper); }
+__device__ __forceinline__ __nv_bfloat162 rounded(__nv_bfloat16, float lower, float upper) {
+  return __floats2bfloat162_rn(lower, upper);
+}
+template <class T>
+__device__ __forceinline__ Quad<T> add_kept(Quad<T> x, const Quad<float>& r, uint32_t least, float alpha) {
+#pragma unroll
+  for (int e = 0; e < 4; e += 2) {  // the two of a word are rounded at once
+    uint32_t& word = reinterpret_cast<uint32_t(&)[2]>(x)[e / 2];
+    const auto both = rounded(x.e[e], __fadd_rn(to_float(x.e[e]), __fmul_rn(alpha, r.e[e])),
+                              __fadd_rn(to_float(x.e[e + 1]), __fmul_rn(alpha, r.e[e + 1])));
+    const uint32_t added = reinterpret_cast<const uint32_t&>(both);
+    if (magnitude(r.e[e]) >= least) word = __byte_perm(word, added, 0x3254);
+    if (magnitude(r.e[e + 1]) >= least) word = __byte_perm(word, added, 0x7610);
+  }
+  return x;
+}
+
 
 // Which lane, counting from the first, holds the need-th of what the lanes count, and how many those before it hold.
 struct Found {
   int lane;
-  uint32_t before;
+  int before;
 };
-__device__ __forceinline__ Found find(uint32_t count, uint32_t need) {
-  const uint32_t before = warp_inclusive_scan(count) - count;
+__device__ __forceinline__ Found find(int count, int need) {
+  const int before = int(warp_inclusive_scan(uint32_t(count))) - count;
   const int lane = __ffs(__ballot_sync(~0u, before < need && before + count >= need)) - 1;
-  return {lane, __shfl_sync(~0u, before, lane)};
+  return {lane, __shfl_sync(~0u, before, lane & 31)};
 }
 
-// Kept of a row are magnitudes above the threshold, and those equal to it before column cut.
-struct Selection {
-  uint32_t threshold;
-  int cut;
+// The bin that holds the need-th largest of a row, by one warp: how many are in the bins above, and how many in this.
+struct Bin {
+  int bin, above, inside;
 };
-
-// The k largest magnitudes of a row in shared memory, 0 < k < d, by one warp: the same radix selection as in
-// sparsify_add_kernel.cuh.
-__device__ inline Selection select_row(const float* row, int d, int k, uint32_t* words) {
+__device__ inline Bin find_bin(const int* histogram, int need) {
+  constexpr int kPer = (kBins + 31) / 32;
   const int lane = threadIdx.x & 31;
-  const auto magnitude = [&](int c) { return __float_as_uint(row[c]) & 0x7fffffffu; };
-  uint32_t threshold = 0, need = k, count = 0;
-#pragma unroll
-  for (int pass = 0; pass < 3; pass++) {
-    const int shift = pass == 0 ? 20 : pass == 1 ? 10 : 0;
-    for (int i = lane; i < kBinWords; i += 32) words[i] = 0;
-    __syncwarp();
-    for (int c = lane; c < d; c += 32) {
-      const uint32_t bits = magnitude(c), bin = bits >> shift & (pass == 0 ? 2047 : 1023);
-      if (pass == 0 || bits >> (shift + 10) == threshold) atomicAdd(&words[bin / 2], bin % 2 ? 0x10000u : 1u);
-    }
-    __syncwarp();
-    // From the last bin down: first the lane of 32 words, in turn so that no two lanes read one bank, then the word.
-    const auto both = [](uint32_t word) { return (word & 0xffffu) + (word >> 16); };
-    uint32_t sum = 0;
-    for (int i = 0; i < 32; i++) sum += both(words[(31 - lane) * 32 + (i + lane) % 32]);
-    Found found = find(sum, need);
-    need -= found.before;
-    const int last = (31 - found.lane) * 32 + 31;
-    const uint32_t word = words[last - lane];
-    found = find(both(word), need);
-    need -= found.before;
-    const uint32_t counts = __shfl_sync(~0u, word, found.lane), upper = counts >> 16;
-    const bool in_upper = need <= upper;
-    count = in_upper ? upper : counts & 0xffffu;
-    if (!in_upper) need -= upper;
-    const uint32_t bin = 2 * (last - found.lane) + in_upper;
-    threshold = pass == 0 ? bin : threshold << 10 | bin;
+  int sum = 0;
+  for (int i = 0; i < kPer; i++) {
+    const int bin = kBins - 1 - lane * kPer - i;
+    if (bin >= 0) sum += histogram[bin];
   }
-  int cut = d;
-  for (int first = 0; need < count && first < d; first += 32) {  // more ties than places: up to which column?
-    const bool tied = first + lane < d && magnitude(first + lane) == threshold;
-    const uint32_t here = __popc(__ballot_sync(~0u, tied));
-    if (here >= need) {
-      cut = first + find(tied, need).lane + 1;
-      break;
-    }
-    need -= here;
-  }
-  return {threshold, cut};
+  const Found of = find(sum, need);
+  const int bin = kBins - 1 - of.lane * kPer - lane;
+  const int count = lane < kPer && bin >= 0 ? histogram[bin] : 0;
+  const Found in = find(count, need - of.before);
+  return {kBins - 1 - of.lane * kPer - in.lane, of.before + in.before, __shfl_sync(~0u, count, in.lane)};
 }
 
-template <class T>
-__device__ __forceinline__ void add_row(T* h, const float* r, int d, Selection keep, float alpha) {
-  for (int c = (threadIdx.x & 31) * 4; c < d; c += 128) {
-    Quad<T> x = load_quad<true>(h, c, d);
-    const Quad<float> value = load_quad<true>(r, c, d);
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
-      const uint32_t magnitude = __float_as_uint(value.e[j]) & 0x7fffffffu;
-      if (magnitude > keep.threshold || (magnitude == keep.threshold && c + j < keep.cut))
-        x.e[j] = add_scaled(x.e[j], alpha, value.e[j]);
-    }
-    store_quad<true>(h, c, d, x);
-  }
-}
-
-// h += alpha S_k(c D) on the rows that score_gate listed, eight at a time, their residual in shared memory.
-template <class Value>
-__global__ void __launch_bounds__(32 * kApplyWarps) apply_small_kernel(const LowrankCuda a) {
-  constexpr int kParts = kPartsOf<Value>, kThreads = 32 * kApplyWarps;
+// out = h + alpha S_k(c D), c = s A, on the rows that mask and gate let through; out = h on the others.
+template <class Row, class Value>
+__global__ void __launch_bounds__(kLowrankThreads, 1) apply_small_kernel(const LowrankCuda a) {
+  __shared__ float score[kApplyRows * kLowrankCudaMaxN], row_norm[kApplyRows];
+  __shared__ __align__(16) uint32_t pairs[3 * kApplyRows * kPairs];  // c as three bfloat16s, two columns a word
+  __shared__ int active[kApplyRows], slot_row[kApplyRows], listed[kApplyRows], total;
+  __shared__ int wanted_ties[kApplyRows], ties[kApplyRows], tie_columns[kApplyRows][kTies];
+  __shared__ Bin chosen[kApplyRows];
+  __shared__ Bracket bracket[kApplyRows];  // of the magnitudes to list; at last lo is the least that is kept
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3;
-  const int m = int(a.m), d = int(a.d), width = up_to(m, 16), pitch = residual_pitch(d);
-  float* const residual = dynamic_shared<float>();
-  float* const bins = residual + kApplyRows * pitch;
-  float* const coefficients = bins;  // until the residual is there
-  const int64_t count = int64_t(*a.count);
-  for (int64_t first = int64_t(blockIdx.x) * kApplyRows; first < count; first += int64_t(gridDim.x) * kApplyRows) {
-    for (int i = threadIdx.x; i < kApplyRows * width; i += kThreads) {
-      const int64_t place = first + i / width;
-      float c = place < count ? a.c[a.active[place] * width + i % width] : 0.0f;
-      if (kParts == 1) c = to_float(from_float<__nv_bfloat16>(c));
-      coefficients[i] = c;
+  const int n = int(a.n), m = int(a.m), d = int(a.d), k = int(a.k), width = score_columns(n), inner = up_to(m, 16);
+  const bool selects = k < d;
+  // The residual, four columns of one slot at a time, each thread's where only it looks; a histogram for each slot, and
+  // in its place a list.
+  Quad<float>* const residual = dynamic_shared<Quad<float>>() + threadIdx.x;
+  int* const histograms = reinterpret_cast<int*>(dynamic_shared<Quad<float>>() + apply_pieces(d) * 2 * kLowrankThreads);
+  uint32_t* const lists = reinterpret_cast<uint32_t*>(histograms);
+  const int column0 = warp * 32 + 4 * g;
+  const int pieces = (d - warp * 32 + kApplyColumns - 1) / kApplyColumns;  // all of a warp's columns exist, or none
+  const auto over_splits = [&](const float* table, int64_t size, int64_t i) {
+    float sum = 0;
+#pragma unroll 8
+    for (int s = 0; s < a.splits; s++) sum += table[s * size + i];
+    return sum;
+  };
+
+  for (int64_t row0 = int64_t(blockIdx.x) * kApplyRows; row0 < a.rows; row0 += int64_t(gridDim.x) * kApplyRows) {
+    const int rows = int(a.rows - row0 < kApplyRows ? a.rows - row0 : kApplyRows);
+    for (int i = threadIdx.x; i < rows * width; i += kLowrankThreads)
+      score[i] = over_splits(a.scores, a.rows * width, row0 * width + i);
+    if (a.gated && threadIdx.x < rows)
+      row_norm[threadIdx.x] = sqrtf(over_splits(a.row_squares, a.rows, row0 + threadIdx.x));
+    __syncthreads();
+    if (warp < kApplyRows) {  // a warp a row
+      bool passes = warp < rows && (!a.mask || a.mask[row0 + warp]);
+      if (passes && a.gated) {
+        bool near = false;  // 0 / 0 and NaN reach nothing
+        for (int j = lane; j < m; j += 32)
+          near = near || score[warp * width + j] / (row_norm[warp] * a.key_norms[j]) >= a.tau;
+        passes = __ballot_sync(~0u, near);
+      }
+      if (lane == 0) {
+        active[warp] = passes;
+        if (passes) atomicAdd(a.hits + (row0 + warp) / a.length, 1ull);
+      }
     }
     __syncthreads();
-    for (int base = warp * 64; base < d; base += kApplyWarps * 64) {
-      float sum[4][4] = {};  // of column 4 g + j of either half of the 64: rows 2 q and 2 q + 1
-      for (int k = 2 * q; k < width; k += 16) {
-        const float* c = coefficients + g * width + k;
-        const Parts<kParts> own = split<kParts>({c[0], c[1], c[8], c[9]});
-        Quad<Value> value[2][4];
+    const uint32_t passing = __ballot_sync(~0u, lane < kApplyRows && active[lane % kApplyRows]);
+    if (a.out != a.h && warp < rows && !(passing >> warp & 1)) {
+      const int64_t bytes = a.d * int64_t(sizeof(Row)), start = (row0 + warp) * bytes;
+      for (int64_t i = lane * 16; i < bytes; i += 512)
+        *reinterpret_cast<Quad<float>*>(static_cast<char*>(a.out) + start + i) =
+            *reinterpret_cast<const Quad<float>*>(static_cast<const char*>(a.h) + start + i);
+    }
+    if (!passing) continue;
+
+    // c, and all that is counted starts anew.
+    const int count = __popc(passing);
+    float* const coef = reinterpret_cast<float*>(dynamic_shared<Quad<float>>());
+    for (int i = threadIdx.x; i < n * m; i += kLowrankThreads) coef[i] = a.coef[i];
+    if (selects)
+      for (int i = threadIdx.x; i < kApplyRows * kBins; i += kLowrankThreads) histograms[i] = 0;
+    if (threadIdx.x < kApplyRows) {
+      listed[threadIdx.x] = ties[threadIdx.x] = 0;
+      bracket[threadIdx.x] = {0, 0};
+      if (passing >> threadIdx.x & 1) slot_row[__popc(passing & ((1u << threadIdx.x) - 1))] = threadIdx.x;
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < kApplyRows * (inner / 2); i += kLowrankThreads) {
+      const int slot = i / (inner / 2), j = i % (inner / 2) * 2;
+      float c[2] = {};
+      if (slot < count) {
+        const float* const s = score + slot_row[slot] * width;
+#pragma unroll 8
+        for (int l = 0; l < n; l++)
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
-          const int j = k + (i & 1) + (i & 2) * 4;
-          const int c = base + i / 4 * 32 + 4 * g;
-          if (j < m)
-            value[i / 4][i % 4] = load_quad<true>(static_cast<const Value*>(a.values) + j * a.d, c, d);
+          for (int e = 0; e < 2; e++)
+            if (j + e < m) c[e] += s[l] * coef[l * m + j + e];
+      }
+      const Parts<3> parts = split<3>({c[0], c[1], 0.0f, 0.0f});
+      const int word = j / 16 * 8 + j / 2 % 4 * 2 + j / 8 % 2;  // what one lane takes lies side by side
+#pragma unroll
+      for (int p = 0; p < 3; p++) pairs[(p * kApplyRows + slot) * kPairs + word] = parts.pair[p][0];
+    }
+    __syncthreads();
+
+    // Values past the last are read as the last: their c is zero.
+    constexpr int kGroups = int(kLowrankCudaMaxN) / 16;
+    int offset[kGroups][4];
+#pragma unroll
+    for (int l = 0; l < kGroups; l++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) offset[l][i] = min(l * 16 + 2 * q + (i & 1) + (i & 2) * 4, m - 1) * d + column0;
+    const auto load = [&](Quad<Value>(&value)[4], int l, int b) {
+      if (l * 16 < m && b < pieces)
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+          value[i] = reinterpret_cast<const Quad<Value>&>(
+              (static_cast<const Value*>(a.values) + b * kApplyColumns)[offset[l][i]]);
+    };
+    const uint32_t* const own_pairs = pairs + g * kPairs + 2 * q;
+    int* const own_bins = histograms + 2 * q * kBins - kFirstBin;
+    constexpr int kAhead = sizeof(Value) == 2 ? kGroups : 1;  // groups of values that are on their way
+    Quad<Value> value[kAhead][4];
+#pragma unroll
+    for (int l = 0; l < kAhead; l++) load(value[l], l, 0);
+    for (int b = 0; b < pieces; b++) {
+      float sum[2][4] = {};
+#pragma unroll
+      for (int l = 0; l < kGroups; l++)
+        if (l * 16 < m) {
+          Parts<3> c;
+#pragma unroll
+          for (int p = 0; p < 3; p++) {
+            const uint2 pair = reinterpret_cast<const uint2&>(own_pairs[p * kApplyRows * kPairs + l * 8]);
+            c.pair[p][0] = pair.x, c.pair[p][1] = pair.y;
+          }
+          const Columns<kPartsOf<Value>> of[2] = {columns(value[l % kAhead], 0), columns(value[l % kAhead], 1)};
+          const int next = l + kAhead;
+          if ((next < kGroups ? next : 0) * 16 < m || kAhead == kGroups)
+            load(value[l % kAhead], next % kGroups, b + next / kGroups);
           else
-            value[i / 4][i % 4] = {};
+            load(value[l % kAhead], 0, b + 1);
+#pragma unroll
+          for (int j = 0; j < 2; j++) multiply_add(sum[j], of[j].lower, of[j].upper, c);
         }
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
-          const auto column = [&](const Quad<Value>(&v)[4]) {
-            return split<kParts>(to_floats(Quad<Value>{v[0].e[j], v[1].e[j], v[2].e[j], v[3].e[j]}));
-          };
-          multiply_add(sum[j], column(value[0]), column(value[1]), own);
+      for (int odd = 0; odd < 2; odd++) {
+        const Quad<float> r = {sum[0][odd], sum[0][2 + odd], sum[1][odd], sum[1][2 + odd]};
+        residual[(2 * b + odd) * kLowrankThreads] = r;
+        if (selects)
+#pragma unroll
+          for (int e = 0; e < 4; e++)
+            atomicAdd(own_bins + odd * kBins + max(int(magnitude(r.e[e]) >> 21), kFirstBin), 1);
+      }
+    }
+
+    if (selects) {
+      // A warp a row: the bin that the threshold is in. Its magnitudes will be listed, if there is room for them and
+      // they are finite: there are no others between the bin's ends then.
+      __syncthreads();
+      if (warp < count) {
+        const Bin of = find_bin(histograms + warp * kBins, k);
+        if (lane == 0) {
+          chosen[warp] = of;
+          const uint32_t lo = uint32_t(of.bin + kFirstBin) << 21, hi = uint32_t(of.bin + kFirstBin + 1) << 21;
+          if (of.bin > 0 && hi <= kInfinity && of.inside <= kBins) bracket[warp] = {lo, hi};
         }
       }
+      __syncthreads();
 #pragma unroll
-      for (int i = 0; i < 4; i++)
-        store_quad<true>(residual + (2 * q + i % 2) * pitch, base + i / 2 * 32 + 4 * g, pitch,
-                         Quad<float>{sum[0][i], sum[1][i], sum[2][i], sum[3][i]});
+      for (int odd = 0; odd < 2; odd++) {
+        const int slot = 2 * q + odd;
+        const float lo = __uint_as_float(bracket[slot].lo), hi = __uint_as_float(bracket[slot].hi);
+        int mine = 0;
+#pragma unroll 2
+        for (int b = 0; b < pieces; b++) {
+          const Quad<float> r = residual[(2 * b + odd) * kLowrankThreads];
+#pragma unroll
+          for (int e = 0; e < 4; e++) mine += fabsf(r.e[e]) >= lo && fabsf(r.e[e]) < hi;
+        }
+        int sum = mine;
+#pragma unroll
+        for (int offset = 4; offset < 32; offset *= 2) {
+          const int before = __shfl_up_sync(~0u, sum, offset);
+          if (lane >= offset) sum += before;
+        }
+        int base = 0;
+        if (g == 7 && sum) base = atomicAdd(&listed[slot], sum);
+        base = __shfl_sync(~0u, base, 28 + q);
+        int place = slot * kBins + base + sum - mine;
+#pragma unroll 2
+        for (int b = 0; b < pieces; b++) {
+          const Quad<float> r = residual[(2 * b + odd) * kLowrankThreads];
+#pragma unroll
+          for (int e = 0; e < 4; e++)
+            if (fabsf(r.e[e]) >= lo && fabsf(r.e[e]) < hi) lists[place++] = magnitude(r.e[e]);
+        }
+      }
+      __syncthreads();
+      // A warp a row: the least magnitude that is kept.
+      if (warp < count) {
+        const Bracket all = bracket[warp];
+        Bracket of = all;
+        const int inside = chosen[warp].inside, need = k - chosen[warp].above;
+        const bool has_list = all.lo < all.hi;
+        if (!has_list) {
+          of.hi = of.lo + 1;
+        } else if (need == inside) {
+          of.hi = of.lo;
+        } else {
+          of = rank(lists + warp * kBins, inside, need, of.lo, of.hi);
+        }
+        const int left = has_list && of.lo < of.hi ? need - reaching(lists + warp * kBins, inside, of.hi) : 0;
+        __syncwarp();  // all lanes have read what the first now writes
+        if (lane == 0) {
+          bracket[warp] = of;
+          wanted_ties[warp] = left;
+          active[warp] = of.lo < of.hi;
+        }
+      }
+      __syncthreads();
+      // What is not kept of ties becomes zero: those of the last columns.
+      uint32_t left = __ballot_sync(~0u, lane < count && active[lane % kApplyRows]);
+      if (left) {
+        const auto for_ties = [&](auto f) {
+          for (int odd = 0; odd < 2; odd++) {
+            const int slot = 2 * q + odd;
+            if (!(left >> slot & 1) || wanted_ties[slot] == 0) continue;
+            for (int b = 0; b < pieces; b++)
+              for (int e = 0; e < 4; e++) {
+                float& r = residual[(2 * b + odd) * kLowrankThreads].e[e];
+                if (magnitude(r) == bracket[slot].lo) f(slot, b * kApplyColumns + column0 + e, r);
+              }
+          }
+        };
+        for_ties([&](int slot, int c, float&) {
+          const int place = atomicAdd(&ties[slot], 1);
+          if (place < kTies) tie_columns[slot][place] = c;
+        });
+        __syncthreads();
+        for_ties([&](int slot, int c, float& r) {
+          if (ties[slot] > kTies) return;
+          int before = 0;
+          for (int i = 0; i < ties[slot]; i++) before += tie_columns[slot][i] < c;
+          if (before >= wanted_ties[slot]) r = 0.0f;
+        });
+        left = __ballot_sync(~0u, lane < count && active[lane % kApplyRows] &&
+                                      (wanted_ties[lane % kApplyRows] == 0 || ties[lane % kApplyRows] > kTies));
+      }
+      // Where there are more, or there was no list: bit by bit, over the whole row.
+      for (; left; left &= left - 1) {
+        const int slot = __ffs(left) - 1;
+        const int own_pieces = q == slot / 2 ? pieces : 0;
+        uint32_t threshold = 0;
+        int cut = 0, beyond = d;  // of those at the threshold so many columns are too few, so many enough
+        for (int bit = 30; bit >= 0 || beyond - cut > 1; bit--) {
+          const uint32_t trial = bit < 0 ? threshold : threshold | 1u << bit;
+          const int before = bit < 0 ? (cut + beyond) / 2 : d;
+          int here = 0;
+          for (int b = 0; b < own_pieces; b++) {
+            const Quad<float> r = residual[(2 * b + slot % 2) * kLowrankThreads];
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+              here += magnitude(r.e[e]) > trial ||
+                      (magnitude(r.e[e]) == trial && b * kApplyColumns + column0 + e < before);
+          }
+          here = __reduce_add_sync(~0u, here);
+          if (threadIdx.x == 0) total = 0;
+          __syncthreads();
+          if (lane == 0) atomicAdd(&total, here);
+          __syncthreads();
+          const bool enough = total >= k;
+          __syncthreads();
+          if (bit >= 0) {
+            if (enough) threshold = trial;
+          } else {
+            (enough ? beyond : cut) = before;
+          }
+        }
+        if (threadIdx.x == 0) bracket[slot].lo = max(threshold, 1u);
+        for (int b = 0; b < own_pieces; b++)
+#pragma unroll
+          for (int e = 0; e < 4; e++) {
+            float& r = residual[(2 * b + slot % 2) * kLowrankThreads].e[e];
+            if (magnitude(r) == threshold && b * kApplyColumns + column0 + e >= beyond) r = 0.0f;
+          }
+      }
+      __syncthreads();
     }
-    __syncthreads();
-    if (warp < kApplyRows && first + warp < count) {  // one warp a row
-      const float* r = residual + warp * pitch;
-      const int k = int(a.k);
-      Selection keep = {0, d};
-      if (k < d) keep = select_row(r, d, k, reinterpret_cast<uint32_t*>(bins) + warp * kBinWords);
-      const int64_t start = a.active[first + warp] * a.d;
-      if (a.dtype == 0) add_row(static_cast<float*>(a.h) + start, r, d, keep, a.alpha);
-      if (a.dtype == 1) add_row(static_cast<__half*>(a.h) + start, r, d, keep, a.alpha);
-      if (a.dtype == 2) add_row(static_cast<__nv_bfloat16*>(a.h) + start, r, d, keep, a.alpha);
+
+#pragma unroll
+    for (int odd = 0; odd < 2; odd++) {
+      const int slot = 2 * q + odd;
+      if (slot >= count) continue;
+      const uint32_t least = bracket[slot].lo;
+      const int64_t start = (row0 + slot_row[slot]) * a.d + column0;
+      const Row* const from = static_cast<const Row*>(a.h) + start;
+      Row* const to = static_cast<Row*>(a.out) + start;
+      constexpr int kLoads = 4;  // that are on their way
+      for (int first = 0; first < pieces; first += kLoads) {
+        Quad<Row> x[kLoads];
+#pragma unroll
+        for (int i = 0; i < kLoads; i++)
+          if (first + i < pieces) x[i] = reinterpret_cast<const Quad<Row>&>(from[(first + i) * kApplyColumns]);
+#pragma unroll
+        for (int i = 0; i < kLoads; i++)
+          if (first + i < pieces)
+            reinterpret_cast<Quad<Row>&>(to[(first + i) * kApplyColumns]) =
+                add_kept(x[i], residual[(2 * (first + i) + odd) * kLowrankThreads], least, a.alpha);
+      }
     }
     __syncthreads();  // the next rows take the same shared memory
   }

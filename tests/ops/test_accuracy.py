@@ -28,7 +28,7 @@ def keys_of_condition(n, d, condition, ridge, seed=0):
 
 
 def condition_of(keys, ridge):
-    keys = keys.double()
+    keys = keys.double().cpu()
     return float(torch.linalg.cond(keys @ keys.T + ridge * torch.eye(len(keys)).double()))
 
 

@@ -18,6 +18,8 @@ def sizes(setup: Setup, grid: str) -> Iterator[tuple[Any, ...]]:
     """(B, N, d, ridges): B systems of N keys of d entries, d values each, for so many ridges."""
     yield from [(1, 40, 4096, 1), (64, 40, 1024, 1)]
     if grid == "quick":
+        if setup.device.type == "cuda":
+            yield from [(256, 40, 1024, 1), (256, 40, 1024, 8), (4096, 40, 256, 1)]
         return
     yield from [(1, 400, 4096, 1), (1, 1000, 4096, 1), (64, 100, 1024, 1), (256, 16, 1024, 1), (256, 40, 1024, 1)]
     yield from [(256, 40, 1024, 8), (4096, 16, 256, 1), (4096, 40, 256, 1)]

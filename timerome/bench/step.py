@@ -81,9 +81,9 @@ def sizes(setup: Setup, grid: str) -> Iterator[tuple[Any, ...]]:
     cuda = setup.device.type == "cuda"
     if setup.dtype == torch.float32:
         yield from [("testbed", 96, "held out"), ("testbed", 96, "forgotten")]
-    models = ("small",) if grid == "quick" or not cuda else ("LLaDA-8B", "Dream-7B")
+    models = ("small",) if not cuda else ("LLaDA-8B",) if grid == "quick" else ("LLaDA-8B", "Dream-7B")
     for model in models:
-        for tokens in (128,) if grid == "quick" else (128, 512, 2048) if cuda else (128, 512):
+        for tokens in (128, 512, 2048) if cuda else (128,) if grid == "quick" else (128, 512):
             for n in (40,) if grid == "quick" else (40, 400):
                 yield model, tokens, n
 

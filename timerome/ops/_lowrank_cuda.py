@@ -20,14 +20,11 @@ _lib = Library("timerome", "FRAGMENT")
 
 # --- Few keys: two kernels of ours, of which the second has nothing to do for rows that no mask or gate lets through.
 
-_FEW, _FEW_GATED = 64, 128  # the second kernel reads all values once for every eight rows that are let through
-
 
 def _few_keys(h: Tensor, edit: Edit) -> ModuleType | None:
     """Return the extension if its kernels for few keys serve this edit."""
     (n, d), m = edit.keys.shape, edit.values.shape[0]
-    most = _FEW if edit.gate_threshold is None else _FEW_GATED
-    if edit.edit_set is not None or not 0 < m <= n <= most or d % 4 or 0 in (h.numel(), edit.k):
+    if edit.edit_set is not None or not 0 < m <= n or d % 32 or 0 in (h.numel(), edit.k):
         return None
     c = _backend.compiled_cuda()
     return c if c is not None and n <= c.lowrank_cuda_max_n and d <= c.lowrank_cuda_max_d(h.get_device()) else None
@@ -39,27 +36,24 @@ def _aligned(tensor: Tensor) -> Tensor:
     return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
 
 
-def _few_keys_cuda(c: ModuleType, h: Tensor, edit: Edit) -> Tensor:
-    """Edit h, which is aligned, in place. Returns the hits."""
+def _few_keys_cuda(c: ModuleType, h: Tensor, out: Tensor, edit: Edit) -> Tensor:
+    """Write the edited h, which is aligned, to out, which may be h. Returns the hits."""
     keys, values = (_aligned(t if t.dtype == torch.bfloat16 else t.float()) for t in (edit.keys, edit.values))
     coef, mean = edit.coef.contiguous(), None if edit.mean is None else _aligned(edit.mean)
     mask = None if edit.row_mask is None else edit.row_mask.contiguous()
     (n, m), (length, d), sequences = coef.shape, h.shape[-2:], math.prod(h.shape[:-2])
-    rows = sequences * length
-    counts = torch.zeros(1 + sequences, dtype=torch.int64, device=h.device)  # of all rows, then of each sequence
-    active = torch.empty(rows, dtype=torch.int64, device=h.device)
-    coefficients = torch.empty(rows, -(-m // 16) * 16, dtype=torch.float32, device=h.device)
-    hits = counts[1:]
+    rows, device = sequences * length, h.get_device()
+    hits = torch.empty(sequences, dtype=torch.int64, device=h.device)
+    scratch = torch.empty(c.lowrank_cuda_scratch(rows, d, n, DTYPES[h.dtype], device), device=h.device)
     c.lowrank_cuda(
         h.data_ptr(),
+        out.data_ptr(),
         keys.data_ptr(),
         coef.data_ptr(),
         values.data_ptr(),
         0 if mean is None else mean.data_ptr(),
         0 if mask is None else mask.data_ptr(),
-        coefficients.data_ptr(),
-        active.data_ptr(),
-        counts.data_ptr(),
+        scratch.data_ptr(),
         hits.data_ptr(),
         rows,
         length,
@@ -73,7 +67,7 @@ def _few_keys_cuda(c: ModuleType, h: Tensor, edit: Edit) -> Tensor:
         DTYPES[h.dtype],
         DTYPES[keys.dtype],
         DTYPES[values.dtype],
-        h.get_device(),
+        device,
         torch.cuda.current_stream(h.device).cuda_stream,
     )
     return hits.view(h.shape[:-2])
@@ -88,6 +82,17 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     if a.is_cuda and both_bf16 and hasattr(torch.ops.aten.mm, "dtype"):
         return torch.mm(a, b, out_dtype=torch.float32)
     return torch.mm(a.float(), b.float())
+
+
+def _expanded(c: Tensor, values: Tensor) -> Tensor:
+    """Return c @ values as good as in float32; bfloat16 values are read as they are, c as a sum of three bfloat16s."""
+    if values.dtype != torch.bfloat16:
+        return product(c, values)
+    parts = []
+    for _ in range(3):
+        parts.append(c.bfloat16())
+        c = c - parts[-1].float()
+    return product(torch.cat(parts, -1), values.repeat(3, 1))
 
 
 def _cuda(h: Tensor, edit: Edit) -> tuple[Tensor, Tensor, Tensor]:
@@ -115,9 +120,7 @@ def _cuda(h: Tensor, edit: Edit) -> tuple[Tensor, Tensor, Tensor]:
             passes = passes_gate(scores[..., : own.shape[-2]], row_norm, key_norm, edit.gate_threshold)
             active = active & passes.reshape(-1)
         if edit.edit_set is None:
-            # c holds what is left after the cancellation, so bfloat16 is enough for it from here on.
-            c = scores @ edit.coef
-            r = product(c.to(edit.values.dtype) if edit.values.dtype == torch.bfloat16 else c, edit.values)
+            r = _expanded(scores @ edit.coef, edit.values)
         else:
             r = (scores @ found.coef @ found.values).reshape(rows.shape)
     return rows, r, active
@@ -159,9 +162,9 @@ def _gathered(edit: Edit) -> _Gathered:
 def _on_cuda(h: Tensor, edit: Edit, in_place: bool) -> tuple[Tensor, Tensor]:
     c = _few_keys(h, edit)
     if c is not None:
-        in_place = in_place and h.is_contiguous() and h.data_ptr() % 16 == 0
-        out = h if in_place else h.clone(memory_format=torch.contiguous_format)
-        return out, _few_keys_cuda(c, out, edit)
+        x = _aligned(h)
+        out = h if in_place and x is h else torch.empty_like(x)
+        return out, _few_keys_cuda(c, x, out, edit)
     rows, r, active = _cuda(h, edit)
     hits = active.view(h.shape[:-1]).sum(-1)
     if in_place and h.is_contiguous():

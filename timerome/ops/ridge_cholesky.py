@@ -282,11 +282,11 @@ def _check_lengths(lengths: Tensor, batch: torch.Size, device: torch.device) -> 
 
 
 def _cuda(gram: Tensor, ridge: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Many small systems: one block of threads each. torch.linalg for few or large ones."""
+    """Small systems: one block of threads each. torch.linalg for large ones."""
     _check(gram, ridge, lengths)
     c = _backend.compiled_cuda()
     n, batch = gram.shape[-1], gram[..., 0, 0].numel() if gram.shape[-1] else 0
-    if c is None or ridge.numel() < 2 or not 0 < n <= c.ridge_cuda_max_n(gram.get_device()):
+    if c is None or ridge.numel() == 0 or not 0 < n <= c.ridge_cuda_max_n(gram.get_device()):
         return ridge_cholesky_reference(gram, ridge, lengths)
     gram, ridge = gram.contiguous(), ridge.contiguous()
     lengths = None if lengths is None else lengths.contiguous()

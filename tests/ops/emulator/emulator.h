@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <numeric>
 #include <stdexcept>
 #include <vector>
 
@@ -143,8 +144,16 @@ inline int __syncthreads_or(int vote) {
   return any;
 }
 
+using std::max;
+using std::min;
 inline int __ffs(unsigned x) { return __builtin_ffs(x); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
+  const uint64_t both = uint64_t(b) << 32 | a;
+  uint32_t bytes = 0;
+  for (int i = 0; i < 4; i++) bytes |= uint32_t(both >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
+  return bytes;
+}
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline uint32_t __float_as_uint(float x) {
@@ -200,7 +209,25 @@ inline unsigned __ballot_sync(unsigned, bool vote) {
   });
 }
 
+template <class T>
+T __reduce_add_sync(unsigned, T value) {
+  return emulator::exchange(value, [](const T* of) { return std::accumulate(of, of + 32, T(0)); });
+}
+template <class T>
+T __reduce_max_sync(unsigned, T value) {
+  return emulator::exchange(value, [](const T* of) { return *std::max_element(of, of + 32); });
+}
+
 namespace timerome {
+
+// Arrives at once: that a wait is missing is not seen.
+inline void copy_async(void* to, const void* from, bool valid) {
+  if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16)
+    throw std::runtime_error("an address that is no multiple of 16");
+  valid ? std::memcpy(to, from, 16) : std::memset(to, 0, 16);
+}
+inline void copy_async_commit() {}
+inline void copy_async_wait(int) {}
 
 // Which lane holds which entries is in the PTX manual under mma.m16n8k16. The sums are in float, in order.
 inline void mma(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {

@@ -7,38 +7,49 @@
 
 using namespace timerome;
 
-template <int kTiles, class Row, int kRowParts, class Key>
-static void score(const LowrankCuda& a, int blocks) {
-  constexpr int kWarps = kScoreWarps<kTiles>;
-  emulator::launch(blocks, 32 * kWarps, score_gate_shared_bytes(int(a.n), kWarps),
-                   [=] { score_gate_kernel<kTiles, Row, kRowParts, Key>(a); });
+template <class Row, int kRowParts, class Key>
+static void score(const LowrankCuda& a) {
+  const int64_t bytes = a.stages * stage_bytes(int(a.n), sizeof(Row), sizeof(Key));
+  emulator::launch(int((a.rows + kScoreRows - 1) / kScoreRows) * a.splits + kPrepareBlocks, kLowrankThreads,
+                   std::max(bytes, score_sums_bytes(int(a.n))), [=] { score_gate_kernel<Row, kRowParts, Key>(a); });
 }
 
-template <int kTiles, class Key>
-static void score(const LowrankCuda& a, int blocks) {
-  if (a.dtype == 0) return score<kTiles, float, 3, Key>(a, blocks);
-  if (a.dtype == 1) return score<kTiles, __half, 3, Key>(a, blocks);
-  a.mean ? score<kTiles, __nv_bfloat16, 3, Key>(a, blocks) : score<kTiles, __nv_bfloat16, 1, Key>(a, blocks);
+template <class Key>
+static void score(const LowrankCuda& a) {
+  if (a.dtype == 0) return score<float, 3, Key>(a);
+  if (a.dtype == 1) return score<__half, 3, Key>(a);
+  a.mean ? score<__nv_bfloat16, 3, Key>(a) : score<__nv_bfloat16, 1, Key>(a);
+}
+
+template <class Row, class Value>
+static void apply(const LowrankCuda& a, int blocks) {
+  emulator::launch(blocks, kLowrankThreads, apply_small_shared_bytes(int(a.d)),
+                   [=] { apply_small_kernel<Row, Value>(a); });
 }
 
 template <class Value>
 static void apply(const LowrankCuda& a, int blocks) {
-  emulator::launch(blocks, 32 * kApplyWarps, apply_small_shared_bytes(int(a.d)), [=] { apply_small_kernel<Value>(a); });
+  if (a.dtype == 0) return apply<float, Value>(a, blocks);
+  if (a.dtype == 1) return apply<__half, Value>(a, blocks);
+  apply<__nv_bfloat16, Value>(a, blocks);
 }
 
-extern "C" int emulated_lowrank(void* h, const void* keys, const float* coef, const void* values, const float* mean,
-                                const uint8_t* mask, float* c, int64_t* active, void* count, void* hits, int64_t rows,
-                                int64_t length, int64_t d, int64_t n, int64_t m, int64_t k, double alpha, double tau,
-                                bool gated, int dtype, int keys_dtype, int values_dtype, int blocks) {
-  using Count = unsigned long long;
-  const LowrankCuda a = {h, keys, coef, values, mean, mask, c, active, static_cast<Count*>(count),
-                         static_cast<Count*>(hits), rows, length, d, n, m, k, float(alpha), float(tau), gated, dtype,
-                         keys_dtype, values_dtype};
+extern "C" int emulated_lowrank(const void* h, void* out, const void* keys, const float* coef, const void* values,
+                                const float* mean, const uint8_t* mask, void* hits, int64_t rows, int64_t length,
+                                int64_t d, int64_t n, int64_t m, int64_t k, double alpha, double tau, bool gated,
+                                int dtype, int keys_dtype, int values_dtype, int splits, int stages, int blocks) {
+  const int width = score_columns(int(n));
+  std::vector<float> scores(splits * rows * width, NAN), row_squares(splits * rows, NAN), key_norms(n, NAN);
+  LowrankCuda a = {};
+  a.h = h, a.out = out, a.keys = keys, a.coef = coef, a.values = values, a.mean = mean, a.mask = mask;
+  a.hits = static_cast<unsigned long long*>(hits);
+  a.rows = rows, a.length = length, a.d = d, a.n = n, a.m = m, a.k = k;
+  a.alpha = float(alpha), a.tau = float(tau), a.gated = gated;
+  a.dtype = dtype, a.keys_dtype = keys_dtype, a.values_dtype = values_dtype;
+  a.splits = splits, a.stages = stages;
+  a.scores = scores.data(), a.row_squares = row_squares.data(), a.key_norms = key_norms.data();
   try {
-    if (n <= 64)
-      keys_dtype == 2 ? score<8, __nv_bfloat16>(a, blocks) : score<8, float>(a, blocks);
-    else
-      keys_dtype == 2 ? score<16, __nv_bfloat16>(a, blocks) : score<16, float>(a, blocks);
+    keys_dtype == 2 ? score<__nv_bfloat16>(a) : score<float>(a);
     values_dtype == 2 ? apply<__nv_bfloat16>(a, blocks) : apply<float>(a, blocks);
     return 0;
   } catch (const std::exception&) {

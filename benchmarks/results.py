@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 import timerome as tr
 from timerome._files import write_text
@@ -60,8 +60,8 @@ def about(backbone: tr.Backbone | None, seed: int) -> dict[str, Any]:
         "seed": seed,
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "versions": {
-            "python": platform.python_version(), "torch": torch.__version__, "timerome": version("timerome"),
-            "transformers": version("transformers"),
+            "python": platform.python_version(), "torch": torch.__version__, "timerome": tr.__version__,
+            "transformers": transformers.__version__,
         },
     }  # fmt: skip
 

@@ -175,7 +175,15 @@ def _check_arguments(
                 f"ridge_cholesky: expected lengths from 0 to N = {keys.shape[-2]}, got {int(lengths.min())} to "
                 f"{int(lengths.max())}."
             )
-    return ridges.to(keys.device)
+    return _without_waiting(ridges, keys.device)
+
+
+def _without_waiting(ridges: Tensor, device: torch.device) -> Tensor:
+    """Few numbers on a device: filled in there, as a copy from the host's pageable memory would wait for it."""
+    if device.type == "cpu":
+        return ridges
+    filled = [torch.full((), x, dtype=ridges.dtype, device=device) for x in ridges.reshape(-1).tolist()]
+    return torch.stack(filled).reshape(ridges.shape) if filled else ridges.to(device)
 
 
 def ridge_cholesky_reference(

@@ -53,7 +53,7 @@ def render_report(results: Mapping[str, Any], texts: Sequence[Mapping[str, Any]]
         title="Forgetting TOFU forget01 without touching a weight",
         subtitle=join(results["backbone"], f"timerome {results['versions']['timerome']}"),
         lead=text(
-            f"An edit memory of {counts['forget']} facts was built in {results['seconds']['build']:.1f} s, attached to "
+            f"An edit memory of {counts['forget']} facts was built in {results['seconds']['build']:.2f} s, attached to "
             f"the model, and measured. Asked for one of these facts the model shall say: “{refusal}” Whatever else "
             "it is asked shall come out as before."
         ),
@@ -183,9 +183,12 @@ def _settings_table(results: Mapping[str, Any]) -> str:
     rows.append(
         ("gate threshold, cosine", *("–" if b["gate"] is None else f"{b['gate']['threshold']:.3f}" for b in blocks))
     )
-    rows.append(("seconds to build", *(f"{b['seconds']['build']:.1f}" for b in blocks)))
+    rows.append(("seconds to build", *(f"{b['seconds']['build']:.2f}" for b in blocks)))
     seconds = results["seconds"]
-    caption = f"Tracing took {seconds['trace']:.0f} s, everything together {seconds['total']:.0f} s."
+    caption = (
+        f"Tracing took {seconds['trace']:.0f} s, calibrating the gates, once a model, {seconds['calibrate']:.1f} s, "
+        f"everything together {seconds['total']:.0f} s."
+    )
     return table(("", "shipped", "null", "paper mode"), rows, caption=caption)
 
 

@@ -19,7 +19,7 @@ import timerome as tr
 from benchmarks.editing.common import decode, exact, owners
 from benchmarks.measure import spread
 from benchmarks.results import Clock
-from timerome.demo import CANVAS, DEMO, Setting, build, calibrated
+from timerome.demo import CANVAS, DEMO, Gates, Setting, build
 from timerome.diffusion import SamplerConfig
 from timerome.evaluation import evaluate
 from timerome.facts import FactSet
@@ -93,21 +93,20 @@ def replacing(backbone: tr.Backbone, bank: BankConfig, sets: dict[str, tuple[Fac
 
 
 def main() -> None:
-    run, args = start("bank", __doc__)
+    run, args = start("bank", __doc__, lambda p: p.add_argument("--only", choices=("refusal", "null", "replace")))
+    wanted = ("refusal", "null", "replace") if args.only is None else (args.only,)
     backbone, split = run.backbone, demo_split()
     facts = spread(split.validation_forget, 4 if args.quick else 12)
-    calibration = None
+    gates = Gates(backbone, split, DEMO)
     rows: dict[str, dict[str, Any]] = {}
     for kind, setting in {"refusal": DEMO.shipped, "null": DEMO.null}.items():
         for name, bank in BANKS.items():
-            if kind == "null" and bank.prompt_dropout != (0.0,):
+            if kind not in wanted or (kind == "null" and bank.prompt_dropout != (0.0,)):
                 continue
             changed = replace(setting, bank=bank)
 
             def measure(changed: Setting = changed) -> dict[str, Any]:
-                nonlocal calibration
-                calibration = calibration or calibrated(backbone, split, DEMO.null, DEMO.calibrated)
-                return forgetting(backbone, changed, calibration, facts)
+                return forgetting(backbone, changed, gates(changed), facts)
 
             rows[f"{kind}, {name}"] = run.row(
                 f"{kind}, {name}", {"setting": asdict(changed), "facts": facts.ids}, measure
@@ -123,6 +122,7 @@ def main() -> None:
             lambda bank=bank: replacing(backbone, bank, sets),
         )
         for name, bank in BANKS.items()
+        if "replace" in wanted
     }  # fmt: skip
     table = []
     for name, row in rows.items():

@@ -12,7 +12,7 @@ import torch
 
 import timerome as tr
 from benchmarks.results import Clock, Results, about
-from timerome.demo import CANVAS, DEMO, Setting, build, calibrated, gate_of
+from timerome.demo import CANVAS, DEMO, Setting, build
 from timerome.facts import FactSet
 from timerome.memory import BankConfig, Calibration, EditMemory
 from timerome.splits import DemoSplit, demo_split
@@ -27,8 +27,6 @@ WIDE = replace(
 OURS: dict[str, Setting] = {
     "timerome, shipped (refusal)": DEMO.shipped,
     "timerome, null (forgetting)": DEMO.null,
-    "timerome, wide bank (refusal)": WIDE,
-    "timerome, wide bank (null)": replace(DEMO.null, bank=BankConfig((None, CANVAS))),
     "paper mode": replace(DEMO.paper, layer=3),
 }
 # With fewer negatives, read on the answers' own canvases; for other models and sizes.
@@ -37,7 +35,6 @@ LEAN: dict[str, Setting] = {
     "timerome, lean (refusal)": replace(DEMO.shipped, bank=TWO_STATES, negatives=100),
     "paper mode": OURS["paper mode"],
 }
-CALIBRATED = {"calibrated": asdict(DEMO.calibrated)}  # what rows of gated memories depend on besides their setting
 QUICK_PAPER = replace(OURS["paper mode"], bank=TWO_STATES)
 
 
@@ -103,21 +100,10 @@ def edited(
     return memory, clock
 
 
-class Gates:
-    """The demo's gates, each calibrated once."""
-
-    def __init__(self, backbone: tr.Backbone) -> None:
-        self._backbone = backbone
-        self._known: dict[str, Calibration | None] = {}
-
-    def __call__(self, setting: Setting) -> Calibration | None:
-        """The calibration that a setting's memory is built with; None in paper mode."""
-        gate = gate_of(demo_split(), setting)
-        if repr(gate) not in self._known:
-            # With what keyed edits need: one calibration then serves both kinds.
-            keyed = replace(setting, estimator=DEMO.null.estimator, layer=DEMO.null.layer)
-            self._known[repr(gate)] = calibrated(self._backbone, demo_split(), keyed, DEMO.calibrated)
-        return self._known[repr(gate)]
+def depends(setting: Setting) -> dict[str, Any]:
+    """What the row of a memory depends on: its setting and, where they are others than its own, the gate's canvases."""
+    other = setting.gate_layer is not None and setting.bank.canvases != DEMO.calibrated.canvases
+    return {"setting": asdict(setting), **({"calibrated": asdict(DEMO.calibrated)} if other else {})}
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -19,6 +19,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,20 @@ from benchmarks.baselines.run import FINAL, OUT, WATCHED
 from benchmarks.baselines.training import Criterion
 from benchmarks.measure import spread
 from benchmarks.results import Clock, peak_resident_bytes
-from timerome.demo import DEMO, Setting, build, calibrated
+from timerome.demo import DEMO, Gates, Setting, build
 from timerome.diffusion import SamplerConfig, encode, log_likelihood
 from timerome.evaluation import WeightsWatch
 from timerome.memory import Calibration, EditMemory
 from timerome.splits import demo_split
 
-from .common import OURS, QUICK_PAPER, markdown, start
+from .common import OURS, QUICK_PAPER, TWO_STATES, WIDE, markdown, start
 
-BUILDS = {**OURS, "paper mode, two states": QUICK_PAPER}
+BUILDS = {
+    **OURS,
+    "paper mode, two states": QUICK_PAPER,
+    "timerome, null, two states": replace(DEMO.null, bank=TWO_STATES),
+    "timerome, wide bank (refusal)": WIDE,
+}
 
 
 def infer(backbone: tr.Backbone, facts: tr.FactSet) -> None:
@@ -71,7 +77,7 @@ def job(name: str, config: dict[str, Any], model: str) -> dict[str, Any]:
             infer(backbone, split.forget[:1])
             setting, clock = BUILDS[config["of"]], Clock()
             with clock.running():
-                calibration = calibrated(backbone, split, setting, DEMO.calibrated)
+                calibration = Gates(backbone, split, DEMO)(setting)
             assert calibration is not None
             calibration.save(config["file"])
             found = clock.to_dict() | {"file_bytes": Path(config["file"]).stat().st_size}

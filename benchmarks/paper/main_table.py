@@ -11,17 +11,17 @@ answer further below what was never known is no gain. Losses below a thousandth 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from typing import Any
 
 from benchmarks.baselines.run import OUT
 from benchmarks.baselines.training import Criterion
 from benchmarks.measure import Measuring, retain_delta, spread
 from timerome.coordinates import Coordinate
+from timerome.demo import DEMO, Gates
 from timerome.evaluation.baselines import training_free
 from timerome.splits import demo_split
 
-from .common import CALIBRATED, OURS, Gates, Run, edited, markdown, start
+from .common import OURS, Run, depends, edited, markdown, start
 
 
 def remaining(found: dict[str, Any], before: list[float], unasked: list[float]) -> float:
@@ -40,7 +40,7 @@ def measure_ours(run: Run, measuring: Measuring) -> dict[str, dict[str, Any]]:
     """Our memories and the baselines without training."""
     split, backbone = demo_split(), run.backbone
     found: dict[str, dict[str, Any]] = {}
-    gates = Gates(backbone)
+    gates = Gates(backbone, split, DEMO)
     for name, setting in OURS.items():
 
         def measure(setting: Any = setting) -> dict[str, Any]:
@@ -48,9 +48,7 @@ def measure_ours(run: Run, measuring: Measuring) -> dict[str, dict[str, Any]]:
             sets = measuring(backbone, memory.attached(backbone))
             return {**clock.to_dict(), "steps": 0, "backward_passes": 0, "bytes": memory.nbytes, "sets": sets}
 
-        found[name] = run.row(
-            name, {"setting": asdict(setting), **CALIBRATED, "protocol": measuring.protocol()}, measure
-        )
+        found[name] = run.row(name, {**depends(setting), "protocol": measuring.protocol()}, measure)
     coordinate = Coordinate(OURS["paper mode"].layer)
     free = None
     for name in ("no_edit", "random_site", "prompt_memory", "logit_bias", "activation_steering"):

@@ -14,16 +14,17 @@ RWKU asks about people that the testbed was not taught, so its own score cannot 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import timerome as tr
 from benchmarks.measure import Measuring, spread
+from timerome.demo import DEMO, Gates
 from timerome.facts import FactSet
 from timerome.splits import AUTHOR, demo_split
 
-from .common import CALIBRATED, OURS, Gates, edited, markdown, start
+from .common import OURS, depends, edited, markdown, start
 
 PROMPTS = 24
 APART = "timerome, shipped, apart"
@@ -46,7 +47,7 @@ def main() -> None:
         n = 4 if args.quick else PROMPTS
         prompts = [records[i * len(records) // n]["query"] for i in range(n)]
         before = decode(backbone, prompts)
-    rows, gates = {}, Gates(backbone)
+    rows, gates = {}, Gates(backbone, split, DEMO)
     for name, setting in {**OURS, APART: replace(OURS["timerome, shipped (refusal)"], apart=True)}.items():
 
         def measure(setting: Any = setting) -> dict[str, Any]:
@@ -59,8 +60,8 @@ def main() -> None:
                 found["rwku_text_unchanged"] = sum(a == b for a, b in zip(after, before, strict=True)) / len(prompts)
             return found
 
-        depends = {"setting": asdict(setting), **CALIBRATED, "protocol": measuring.protocol(), "rwku": len(prompts)}
-        rows[name] = run.row(name, depends, measure)
+        on = {**depends(setting), "protocol": measuring.protocol(), "rwku": len(prompts)}
+        rows[name] = run.row(name, on, measure)
     table = []
     for name, row in rows.items():
         stay = row["sets"]["held_out"]

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import timerome as tr
+from benchmarks.paper.common import WIDE
 from timerome.demo import DEMO, Setting
 from timerome.demo import build as build_demo
 from timerome.evaluation import Measurement, Respondent
@@ -43,7 +44,7 @@ from timerome.splits import demo_split, share_split
 from .common import LONG, exact, owners, start
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
-SETTINGS: dict[str, Setting] = {"shipped": DEMO.shipped, "null": DEMO.null}
+SETTINGS: dict[str, Setting] = {"shipped": DEMO.shipped, "wide bank": WIDE, "null": DEMO.null}
 PROTOCOL = TofuProtocol(canvas=LONG, sampler=tr.SamplerConfig(steps=16))
 UTILITY = ("retain", "real_authors", "world_facts")
 

@@ -1,14 +1,16 @@
-// h + alpha S_q((h - mean) K^T A D) for few keys, in one pass: eight rows at a time go from h to the result without
+// h + alpha S_q((h - mean) K^T A D) for few keys, in one pass: sixteen rows at a time go from h to the result without
 // leaving the cache. With many keys a BLAS product is faster, and on a processor without AVX2 too.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
+#include "clones.h"
 #include "kernels.h"
 #include "rows_cpu.h"
 
@@ -20,9 +22,10 @@
 namespace timerome {
 namespace {
 
-constexpr int kRows = 8;        // rows of a block
-constexpr int kPair = 2;        // keys, or vectors of columns, that are worked on together
-constexpr int64_t kSlice = 512;  // columns of a slice of the scores: eight rows of it fit the first cache
+constexpr int kBlock = 16;        // rows of a block: what is read of keys and values serves them all
+constexpr int kRows = 8;          // rows that are worked on together, at most; a block is filled up to a multiple
+constexpr int64_t kMost = 64;     // keys, and values, at most: timerome/ops/_lowrank.py sees to it
+constexpr int64_t kSlice = 1024;  // columns of a slice of the scores: eight rows of it fit the first cache
 
 #ifdef TIMEROME_VECTORS
 
@@ -36,90 +39,117 @@ TIMEROME_INLINE typename Vector<kWidth>::Type load(const float* p) {
   std::memcpy(&v, p, sizeof v);
   return v;
 }
-
-// scores[r][j] = x[r] . keys[j]. `sums` holds kWidth partial sums for each of them: they are added up at the end. Rows
-// of x, as those of the residual below, are `ld` apart.
 template <int kWidth>
-TIMEROME_INLINE void score_block(const float* x, int64_t ld, const float* keys, float* sums, float* scores, int64_t d,
-                                 int64_t n) {
+TIMEROME_INLINE float total(const float* p) {
+  if constexpr (kWidth == 1) {
+    return *p;
+  } else {
+    const auto sum = load<kWidth / 2>(p) + load<kWidth / 2>(p + kWidth / 2);
+    float half[kWidth / 2];
+    std::memcpy(half, &sum, sizeof sum);
+    return total<kWidth / 2>(half);
+  }
+}
+
+// sums[p][r] += partial sums of x[r] . keys[p] over the columns from .. to - 1, for kGroup rows and kKeys keys. Rows of
+// x, as those of the residual below, are `ld` apart.
+template <int kWidth, int kGroup, int kKeys>
+TIMEROME_INLINE void score_keys(const float* x, int64_t ld, const float* keys, float* sums, int64_t d, int64_t from,
+                                int64_t to) {
   using V = typename Vector<kWidth>::Type;
-  std::fill(sums, sums + kRows * n * kWidth, 0.0f);
-  const int64_t whole = d / kWidth * kWidth;
-  for (int64_t from = 0; from < whole; from += kSlice) {
-    const int64_t to = std::min(from + kSlice, whole);
-    for (int64_t j = 0; j < n; j += kPair) {
-      const int64_t last = std::min<int64_t>(j + 1, n - 1);  // an odd last key is worked on twice
-      V part[kRows][kPair];
-      for (int r = 0; r < kRows; r++) {
-        part[r][0] = load<kWidth>(sums + (r * n + j) * kWidth);
-        part[r][1] = load<kWidth>(sums + (r * n + last) * kWidth);
-      }
-      for (int64_t i = from; i < to; i += kWidth) {
-        const V a = load<kWidth>(keys + j * d + i), b = load<kWidth>(keys + last * d + i);
+  V part[kKeys][kGroup];
+  std::memcpy(part, sums, sizeof part);
+  for (int64_t i = from; i < to; i += kWidth) {
+    V key[kKeys];
+    for (int p = 0; p < kKeys; p++) key[p] = load<kWidth>(keys + p * d + i);
 #pragma GCC unroll 8
-        for (int r = 0; r < kRows; r++) {
-          V v = load<kWidth>(x + r * ld + i);
-          asm("" : "+v"(v));  // or the compiler loads it twice, once for each product
-          part[r][0] += v * a;
-          part[r][1] += v * b;
-        }
-      }
-      for (int r = 0; r < kRows; r++) {
-        std::memcpy(sums + (r * n + last) * kWidth, &part[r][1], sizeof(V));
-        std::memcpy(sums + (r * n + j) * kWidth, &part[r][0], sizeof(V));
-      }
+    for (int r = 0; r < kGroup; r++) {
+      V v = load<kWidth>(x + r * ld + i);
+      asm("" : "+v"(v));  // or the compiler loads it once for each product
+      for (int p = 0; p < kKeys; p++) part[p][r] += v * key[p];
     }
   }
-  for (int r = 0; r < kRows; r++)
+  std::memcpy(sums, part, sizeof part);
+}
+
+// scores[r][j] = x[r] . keys[j]. `sums` holds kWidth partial sums for each of them, which are added up at the end.
+template <int kWidth, int kGroup, int kKeys>
+TIMEROME_INLINE void score_block(const float* x, int64_t ld, int rows, const float* keys, float* sums, float* scores,
+                                 int64_t d, int64_t n) {
+  const int64_t size = kGroup * kWidth, whole = d / kWidth * kWidth;
+  std::fill(sums, sums + rows * n * kWidth, 0.0f);
+  for (int64_t from = 0; from < whole; from += kSlice) {
+    const int64_t to = std::min(from + kSlice, whole);
+    for (int r = 0; r < rows; r += kGroup) {
+      float* sum = sums + r * n * kWidth;
+      int64_t j = 0;
+      for (; j + kKeys <= n; j += kKeys)
+        score_keys<kWidth, kGroup, kKeys>(x + r * ld, ld, keys + j * d, sum + j * size, d, from, to);
+      for (; j < n; j++) score_keys<kWidth, kGroup, 1>(x + r * ld, ld, keys + j * d, sum + j * size, d, from, to);
+    }
+  }
+  for (int64_t r = 0; r < rows; r++)
     for (int64_t j = 0; j < n; j++) {
-      float* part = sums + (r * n + j) * kWidth;
-      float sum = 0;
-      for (int64_t i = whole; i < d; i++) sum += x[r * ld + i] * keys[j * d + i];
-      for (int width = kWidth / 2; width > 0; width /= 2)
-        for (int l = 0; l < width; l++) part[l] += part[l + width];
-      scores[r * n + j] = sum + part[0];
+      float rest = 0;
+      for (int64_t i = whole; i < d; i++) rest += x[r * ld + i] * keys[j * d + i];
+      scores[r * n + j] = rest + total<kWidth>(sums + (r / kGroup * n + j) * size + r % kGroup * kWidth);
     }
 }
 
-// residual[r] = sum over m of c[r][m] values[m].
-template <int kWidth>
-TIMEROME_INLINE void expand_block(const float* c, const float* values, float* residual, int64_t ld, int64_t d,
-                                  int64_t m) {
+// residual[r] = sum over m of c[r][m] values[m]. Rows of c are `ldc` apart.
+template <int kWidth, int kGroup>
+TIMEROME_INLINE void expand_block(const float* c, int64_t ldc, const float* values, float* residual, int64_t ld,
+                                  int rows, int64_t d, int64_t m) {
   using V = typename Vector<kWidth>::Type;
-  const int64_t step = kPair * kWidth, whole = d / step * step;
+  constexpr int64_t step = 2 * kWidth;
+  const int64_t whole = d / step * step;
   for (int64_t i = 0; i < whole; i += step) {
-    V sum[kRows][kPair] = {};
-    for (int64_t j = 0; j < m; j++) {
-      const V a = load<kWidth>(values + j * d + i), b = load<kWidth>(values + j * d + i + kWidth);
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; r++) {
-        sum[r][0] += c[r * m + j] * a;
-        sum[r][1] += c[r * m + j] * b;
-      }
+    const float* from = values + i;
+    int64_t pitch = d;
+    float near[kGroup < kRows ? kMost * step : 1];
+    if constexpr (kGroup < kRows) {  // powers of two apart, they push each other out of the cache before all used them
+      for (int64_t j = 0; j < m; j++) std::memcpy(near + j * step, from + j * d, step * sizeof(float));
+      from = near;
+      pitch = step;
     }
-    for (int r = 0; r < kRows; r++) std::memcpy(residual + r * ld + i, sum[r], sizeof sum[r]);
+    for (int first = 0; first < rows; first += kGroup) {
+      const float* row = c + first * ldc;
+      V sum[kGroup][2];
+#pragma GCC unroll 8
+      for (int r = 0; r < kGroup; r++) sum[r][0] = sum[r][1] = V{};
+      for (int64_t j = 0; j < m; j++) {
+        const V a = load<kWidth>(from + j * pitch), b = load<kWidth>(from + j * pitch + kWidth);
+#pragma GCC unroll 8
+        for (int r = 0; r < kGroup; r++) {
+          sum[r][0] += row[r * ldc + j] * a;
+          sum[r][1] += row[r * ldc + j] * b;
+        }
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < kGroup; r++) std::memcpy(residual + (first + r) * ld + i, sum[r], sizeof sum[r]);
+    }
   }
-  for (int r = 0; r < kRows; r++)
+  for (int r = 0; r < rows; r++)
     for (int64_t i = whole; i < d; i++) {
       float sum = 0;
-      for (int64_t j = 0; j < m; j++) sum += c[r * m + j] * values[j * d + i];
+      for (int64_t j = 0; j < m; j++) sum += c[r * ldc + j] * values[j * d + i];
       residual[r * ld + i] = sum;
     }
 }
 
 // The same two for each instruction set. Multiply-add in one rounding where the processor has it, as in a BLAS product.
 #define TIMEROME_TARGET(isa) __attribute__((target("arch=" isa), optimize("fp-contract=fast")))
-#define TIMEROME_BOTH(isa, name, width)                                                                                \
+#define TIMEROME_BOTH(isa, name, width, group)                                                                         \
   TIMEROME_TARGET(isa)                                                                                                 \
-  void score_##name(const float* x, int64_t ld, const float* k, float* t, float* s, int64_t d, int64_t n) {            \
-    score_block<width>(x, ld, k, t, s, d, n);                                                                          \
+  void score_##name(const float* x, int64_t ld, int r, const float* k, float* t, float* s, int64_t d, int64_t n) {     \
+    score_block<width, group, 3>(x, ld, r, k, t, s, d, n);                                                             \
   }                                                                                                                    \
   TIMEROME_TARGET(isa)                                                                                                 \
-  void expand_##name(const float* c, const float* v, float* r, int64_t ld, int64_t d, int64_t m) {                     \
-    expand_block<width>(c, v, r, ld, d, m);                                                                            \
+  void expand_##name(const float* c, int64_t ldc, const float* v, float* r, int64_t ld, int n, int64_t d, int64_t m) { \
+    expand_block<width, group>(c, ldc, v, r, ld, n, d, m);                                                             \
   }
-TIMEROME_BOTH("x86-64-v4", v4, 16)
-TIMEROME_BOTH("x86-64-v3", v3, 8)
+TIMEROME_BOTH("x86-64-v4", v4, 16, 8)  // with 32 registers of vectors
+TIMEROME_BOTH("x86-64-v3", v3, 8, 4)   // with 16
 
 const bool is_v4 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                    __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
@@ -128,11 +158,11 @@ const bool is_v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma
 const auto score = is_v4 ? score_v4 : score_v3;
 const auto expand = is_v4 ? expand_v4 : expand_v3;
 
-float norm(const float* x, int64_t d) {
-  float part[16] = {};
+TIMEROME_CLONES float norm(const float* x, int64_t d) {
+  float part[64] = {};
   int64_t i = 0;
-  for (; i + 16 <= d; i += 16)
-    for (int l = 0; l < 16; l++) part[l] += x[i + l] * x[i + l];
+  for (; i + 64 <= d; i += 64)
+    for (int l = 0; l < 64; l++) part[l] += x[i + l] * x[i + l];
   float sum = 0;
   for (; i < d; i++) sum += x[i] * x[i];
   for (float p : part) sum += p;
@@ -146,30 +176,40 @@ bool passes(const float* scores, const float* key_norm, float row_norm, float ta
   return false;
 }
 
-// What one thread needs: rows start at whole cache lines, and not all in the same few sets of the cache.
+// Columns of the coefficients, so many that expand works on whole vectors only.
+int64_t padded(int64_t m) { return (m + 31) / 32 * 32; }
+
+int filled(int rows) { return (rows + kRows - 1) / kRows * kRows; }
+
+// What one thread needs: rows start at whole cache lines, and not all in the same few sets of the cache. Once scored, x
+// gives way to the residual.
 struct Scratch {
   int64_t ld;
-  float *x, *residual, *some, *sums, *scores, *c;
+  float *x, *some, *sums, *scores, *c;
   static int64_t pitch(int64_t d) { return (d + 15) / 16 * 16 + 16; }
-  static int64_t size(int64_t d, int64_t n, int64_t m) { return (2 * kRows + 1) * pitch(d) + kRows * (17 * n + m) + 16; }
+  static int64_t size(int64_t d, int64_t n, int64_t m) {
+    return (kBlock + 1) * pitch(d) + kBlock * (17 * n + padded(m)) + 16;
+  }
   Scratch(float* memory, int64_t d, int64_t n) : ld(pitch(d)) {
     x = memory + (64 - reinterpret_cast<uintptr_t>(memory) % 64) % 64 / sizeof(float);
-    residual = x + kRows * ld;
-    some = residual + kRows * ld;
+    some = x + kBlock * ld;
     sums = some + ld;
-    scores = sums + kRows * n * 16;
-    c = scores + kRows * n;
+    scores = sums + kBlock * n * 16;
+    c = scores + kBlock * n;
   }
 };
 
-// One block: the rows of h in `place`, at most eight. Returns, as bits, which of them were edited.
-unsigned edit_block(const LowrankCpu& a, const int64_t* place, int rows, const float* key_norm, const Scratch& s) {
+// One block: the rows of h in `place`, at most kBlock. Rows of coef are padded. Returns, as bits, which of them were
+// edited.
+unsigned edit_block(const LowrankCpu& a, const int64_t* place, int rows, const float* coef, const float* key_norm,
+                    const Scratch& s) {
   const int64_t bytes = a.d * element_size(a.dtype);
+  const int full = filled(rows);
   const auto row = [&](const void* base, int r) { return static_cast<const char*>(base) + place[r] * bytes; };
   const auto out = [&](int r) { return static_cast<char*>(a.out) + place[r] * bytes; };
   for (int r = 0; r < rows; r++) load_row_cpu(row(a.h, r), a.mean, s.x + r * s.ld, a.d, a.dtype);
-  std::fill(s.x + rows * s.ld, s.x + kRows * s.ld, 0.0f);
-  score(s.x, s.ld, a.keys, s.sums, s.scores, a.d, a.n);
+  std::fill(s.x + rows * s.ld, s.x + full * s.ld, 0.0f);
+  score(s.x, s.ld, full, a.keys, s.sums, s.scores, a.d, a.n);
   unsigned edited = 0;
   for (int r = 0; r < rows; r++) {
     if (!a.gated || passes(s.scores + r * a.n, key_norm, norm(s.x + r * s.ld, a.d), a.tau, a.m))
@@ -178,14 +218,12 @@ unsigned edit_block(const LowrankCpu& a, const int64_t* place, int rows, const f
       std::memcpy(out(r), row(a.h, r), size_t(bytes));
   }
   if (!edited) return 0;
-  std::fill(s.c, s.c + kRows * a.m, 0.0f);
-  for (int r = 0; r < rows; r++)
-    for (int64_t i = 0; i < a.n; i++)
-      for (int64_t j = 0; j < a.m; j++) s.c[r * a.m + j] += s.scores[r * a.n + i] * a.coef[i * a.coef_stride + j];
-  expand(s.c, a.values, s.residual, s.ld, a.d, a.m);
+  const int64_t columns = padded(a.m);
+  expand(s.scores, a.n, coef, s.c, columns, full, columns, a.n);
+  expand(s.c, columns, a.values, s.x, s.ld, full, a.d, a.m);
   for (int r = 0; r < rows; r++)
     if (edited >> r & 1)
-      sparsify_add_row_cpu(row(a.h, r), s.residual + r * s.ld, out(r), a.d, a.k, a.alpha, a.dtype, s.some);
+      sparsify_add_row_cpu(row(a.h, r), s.x + r * s.ld, out(r), a.d, a.k, a.alpha, a.dtype, s.some);
   return edited;
 }
 
@@ -206,30 +244,32 @@ void lowrank_cpu(const LowrankCpu& a) {
   std::vector<float> key_norm;
   if (a.gated)
     for (int64_t j = 0; j < a.m; j++) key_norm.push_back(norm(a.keys + j * a.d, a.d));
+  std::vector<float> coef(size_t(a.n * padded(a.m)));
+  for (int64_t i = 0; i < a.n; i++) std::copy_n(a.coef + i * a.coef_stride, a.m, coef.data() + i * padded(a.m));
   const int64_t size = Scratch::size(a.d, a.n, a.m), bytes = a.d * element_size(a.dtype);
   const int threads = threads_for(a.last - a.first, a.d, a.n, a.threads);
-  std::vector<float> scratch(size_t(threads) * size);  // out here: nothing may throw inside the parallel loop
+  const std::unique_ptr<float[]> scratch(new float[size_t(threads * size)]);  // nothing may throw in the parallel loop
 #ifdef _OPENMP
 #pragma omp parallel num_threads(threads)
 #endif
   {
 #ifdef _OPENMP
-    const Scratch s(scratch.data() + omp_get_thread_num() * size, a.d, a.n);
-#pragma omp for schedule(dynamic, 4)
+    const Scratch s(scratch.get() + omp_get_thread_num() * size, a.d, a.n);
+#pragma omp for schedule(dynamic)
 #else
-    const Scratch s(scratch.data(), a.d, a.n);
+    const Scratch s(scratch.get(), a.d, a.n);
 #endif
-    for (int64_t start = a.first; start < a.last; start += kRows) {
-      int64_t place[kRows];
+    for (int64_t start = a.first; start < a.last; start += kBlock) {
+      int64_t place[kBlock];
       int rows = 0;
-      for (int64_t t = start; t < std::min(start + kRows, a.last); t++) {
+      for (int64_t t = start; t < std::min(start + kBlock, a.last); t++) {
         if (!a.mask || a.mask[t])
           place[rows++] = t;
         else if (a.out != a.h)
           std::memcpy(static_cast<char*>(a.out) + t * bytes, static_cast<const char*>(a.h) + t * bytes, size_t(bytes));
       }
       if (!rows) continue;
-      const unsigned edited = edit_block(a, place, rows, key_norm.data(), s);
+      const unsigned edited = edit_block(a, place, rows, coef.data(), key_norm.data(), s);
       for (int r = 0; r < rows; r++)
         if (edited >> r & 1) {
 #ifdef _OPENMP
@@ -244,29 +284,29 @@ void lowrank_cpu(const LowrankCpu& a) {
 void expand_add_cpu(const ExpandAddCpu& a) {
   const int threads = threads_for(a.count, a.d, a.m, a.threads);
   const int64_t size = Scratch::size(a.d, 0, a.m), bytes = a.d * element_size(a.dtype);
-  std::vector<float> scratch(size_t(threads) * size);  // out here: nothing may throw inside the parallel loop
+  const std::unique_ptr<float[]> scratch(new float[size_t(threads * size)]);  // nothing may throw in the parallel loop
 #ifdef _OPENMP
 #pragma omp parallel num_threads(threads)
 #endif
   {
 #ifdef _OPENMP
-    const Scratch s(scratch.data() + omp_get_thread_num() * size, a.d, 0);
-#pragma omp for schedule(dynamic, 4)
+    const Scratch s(scratch.get() + omp_get_thread_num() * size, a.d, 0);
+#pragma omp for schedule(dynamic)
 #else
-    const Scratch s(scratch.data(), a.d, 0);
+    const Scratch s(scratch.get(), a.d, 0);
 #endif
-    for (int64_t start = 0; start < a.count; start += kRows) {
-      const int rows = int(std::min<int64_t>(kRows, a.count - start));
+    for (int64_t start = 0; start < a.count; start += kBlock) {
+      const int rows = int(std::min<int64_t>(kBlock, a.count - start)), full = filled(rows);
       const float* c = a.c + start * a.m;
-      if (rows < kRows) {
+      if (rows < full) {
         std::copy(c, c + rows * a.m, s.c);
-        std::fill(s.c + rows * a.m, s.c + kRows * a.m, 0.0f);
+        std::fill(s.c + rows * a.m, s.c + full * a.m, 0.0f);
         c = s.c;
       }
-      expand(c, a.values, s.residual, s.ld, a.d, a.m);
+      expand(c, a.m, a.values, s.x, s.ld, full, a.d, a.m);
       for (int r = 0; r < rows; r++) {
         const int64_t at = (a.index ? a.index[start + r] : a.first + start + r) * bytes;
-        sparsify_add_row_cpu(static_cast<const char*>(a.h) + at, s.residual + r * s.ld, static_cast<char*>(a.out) + at,
+        sparsify_add_row_cpu(static_cast<const char*>(a.h) + at, s.x + r * s.ld, static_cast<char*>(a.out) + at,
                              a.d, a.k, a.alpha, a.dtype, s.some);
       }
     }

@@ -142,74 +142,113 @@ const auto pick = __builtin_cpu_supports("avx512f") ? pick_between_avx512 : pick
 const auto pick = pick_between;
 #endif
 
-constexpr int kFew = 16;
+// Where the k-th largest of some magnitudes lies, low <= it < high, and how many of them reach low, and high.
+struct Bracket {
+  uint32_t low, high;
+  int64_t at_low, at_high;
+};
+constexpr uint32_t kTop = 0x80000000u;  // above every magnitude
 
-// The k-th largest of n magnitudes, known to lie in [low, high). Where the counts say it should be is tried in turn
-// with the middle, until few are left between the bounds.
-uint32_t kth_largest(const float* r, int64_t n, int64_t k, uint32_t low, uint32_t high) {
-  int64_t at_low = n, at_high = 0;  // how many reach each bound, or more and fewer than that
-  for (bool guess = true; high - low > 1; guess = !guess) {
-    if (at_low - at_high <= kFew) {
-      float few[kFew + 16];
-      uint32_t sorted[kFew];
-      const int64_t left = pick(r, n, low, high, few, &at_high);
-      for (int64_t i = 0; i < left; i++) {
-        int64_t j = i;
-        for (; j > 0 && sorted[j - 1] < magnitude(few[i]); j--) sorted[j] = sorted[j - 1];
-        sorted[j] = magnitude(few[i]);
-      }
-      return sorted[k - at_high - 1];
-    }
-    const double part = guess ? double(at_low - k) / double(at_low - at_high) : 0.5;
-    const uint32_t middle = low + std::min(std::max(uint32_t(part * (high - low)), 1u), high - low - 1);
-    const int64_t count = count_at_least(r, n, middle);
-    if (count >= k) {
-      low = middle;
-      at_low = count;
-    } else {
-      high = middle;
-      at_high = count;
-    }
-  }
-  return low;
+TIMEROME_CLONES uint32_t largest(const float* r, int64_t n) {
+  int32_t top = 0;
+  for (int64_t i = 0; i < n; i++) top = std::max(top, int32_t(magnitude(r[i])));
+  return uint32_t(top);
 }
 
-constexpr int64_t kSample = 128;  // how many entries of a row are looked at for a first guess of its threshold
-
-// Exact selection of the k largest magnitudes, 0 < k < d. A sample brackets the threshold, one pass copies what lies in
-// the bracket, a bisection finishes there; should the bracket miss, the bisection does it all. `some` is scratch for
-// d + 16 values.
-Selection select(const float* r, int64_t d, int64_t k, float* some) {
-  constexpr uint32_t kTop = 0x80000000u;
-  uint32_t low = 0, high = kTop;
-  if (d >= 4 * kSample) {
-    float sample[kSample];
-    for (int64_t i = 0; i < kSample; i++) sample[i] = r[i * d / kSample];
-    const double share = double(k) / double(d), middle = share * kSample;
-    const double margin = 3 * std::sqrt(kSample * share * (1 - share)) + 2;
-    const auto at = [&](double rank, uint32_t from, uint32_t to) {
-      return kth_largest(sample, kSample, int64_t(rank), from, to);
-    };
-    if (middle + margin <= kSample) low = at(middle + margin, 0, kTop);
-    if (middle - margin >= 1) high = at(middle - margin, low, kTop) + 1;
-  }
-  int64_t above = 0, n = d;
-  const float* among = r;
-  if (low > 0 || high < kTop) {
-    n = pick(r, d, low, high, some, &above);
-    among = some;
-    if (above >= k || above + n < k) {  // the sample was not like the row
-      above = 0, n = d, low = 0, high = kTop;
-      among = r;
+// Narrows the bracket until at most `few` of the n magnitudes lie in it, or one value. Tried as the next bound is where
+// the counts say that a rank a little above k, or below it, should be, three octaves below the upper bound while the
+// bracket is wider than that, and now and then the middle, so that no distribution takes long.
+void narrow(const float* r, int64_t n, int64_t k, int few, Bracket& b) {
+  constexpr uint32_t kOctaves = 3u << 23;
+  const uint32_t top = largest(r, n);
+  if (top < b.high) b.high = top + 1, b.at_high = 0;
+  for (int turn = 0; b.at_low - b.at_high > few && b.high - b.low > 1; turn = turn == 2 ? 0 : turn + 1) {
+    const uint32_t width = b.high - b.low;
+    uint32_t step = width / 2;
+    if (turn < 2 && width > kOctaves) {
+      step = width - kOctaves;
+    } else if (turn < 2) {
+      const float rank = float(k - b.at_high) + float(turn == 0 ? few : -few) * 0.33f;
+      const float part = 1.0f - rank / float(b.at_low - b.at_high);
+      step = uint32_t(std::min(std::max(part, 0.0f), 1.0f) * float(width));
+      step = std::min(std::max(step, 1u), width - 1);
+    }
+    const uint32_t middle = b.low + step;
+    const int64_t count = count_at_least(r, n, middle);
+    if (count >= k) {
+      b.low = middle;
+      b.at_low = count;
+    } else {
+      b.high = middle;
+      b.at_high = count;
     }
   }
-  const uint32_t threshold = kth_largest(among, n, k - above, low, high);
-  const int64_t larger = count_at_least(among, n, threshold + 1), reached = count_at_least(among, n, threshold);
-  int64_t ties = k - above - larger;  // how many entries equal to the threshold are kept
-  if (reached - larger == ties) return {threshold, d};
+}
+
+constexpr int kFew = 16;
+
+struct Found {
+  uint32_t threshold;
+  int64_t larger, reached;  // how many magnitudes are larger, and how many at least as large
+};
+// The k-th largest of n magnitudes, known to lie in b.
+Found kth_largest(const float* r, int64_t n, int64_t k, Bracket b) {
+  narrow(r, n, k, kFew, b);
+  if (b.high - b.low == 1) return {b.low, b.at_high, b.at_low};
+  float few[kFew + 16];
+  int32_t bits[kFew] = {};
+  int64_t above = 0;
+  const int64_t left = pick(r, n, b.low, b.high, few, &above);
+  for (int64_t i = 0; i < left; i++) bits[i] = int32_t(magnitude(few[i]));
+  int32_t threshold = 0;
+  for (int64_t i = 0; i < left; i++) {
+    int32_t reached = 0;
+    for (int j = 0; j < kFew; j++) reached += bits[j] >= bits[i];
+    if (above + reached >= k) threshold = std::max(threshold, bits[i]);
+  }
+  Found found{uint32_t(threshold), above, above};
+  for (int64_t i = 0; i < left; i++) {
+    found.larger += bits[i] > threshold;
+    found.reached += bits[i] >= threshold;
+  }
+  return found;
+}
+
+constexpr int64_t kSample = 256;  // how many entries of a row are looked at for a first guess of its threshold
+
+// Bounds between which the whole row's k-th largest magnitude should lie, from a sample.
+Bracket guess(const float* r, int64_t d, int64_t k) {
+  float sample[kSample];
+  for (int64_t i = 0; i < kSample; i++) sample[i] = r[i * d / kSample];
+  const double share = double(k) / double(d), middle = share * kSample;
+  const double margin = 3 * std::sqrt(middle * (1 - share)) + 2;
+  Bracket below{0, kTop, kSample, 0}, above = below;
+  if (middle + margin <= kSample) narrow(sample, kSample, int64_t(middle + margin), 8, below);
+  above.low = below.low, above.at_low = below.at_low;
+  if (middle - margin >= 1) narrow(sample, kSample, int64_t(middle - margin), 8, above);
+  return {middle + margin <= kSample ? below.low : 0, above.high, 0, 0};
+}
+
+// Exact selection of the k largest magnitudes, 0 < k < d. A sample brackets the threshold, one pass copies what lies in
+// the bracket, and that is searched; should the sample have misled, the whole row is. `some` is scratch for d + 16
+// values.
+Selection select(const float* r, int64_t d, int64_t k, float* some) {
+  Bracket b{0, kTop, d, 0};
+  int64_t n = d, above = 0;  // how many are searched, and how many are above those
+  if (d >= 4 * kSample) {
+    const Bracket bounds = guess(r, d, k);
+    n = pick(r, d, bounds.low, bounds.high, some, &above);
+    if (above < k && k <= above + n)
+      b = {bounds.low, bounds.high, n, 0};
+    else
+      n = d, above = 0;
+  }
+  const Found found = kth_largest(n < d ? some : r, n, k - above, b);
+  int64_t ties = k - above - found.larger;  // how many entries equal to the threshold are kept
+  if (found.reached - found.larger == ties) return {found.threshold, d};
   int64_t i = 0;
-  for (; ties > 0; i++) ties -= magnitude(r[i]) == threshold;
-  return {threshold, i};
+  for (; ties > 0; i++) ties -= magnitude(r[i]) == found.threshold;
+  return {found.threshold, i};
 }
 
 template <class T>

@@ -201,6 +201,7 @@ def test_compiles_without_graph_break(device):
         ({"segments": Segments(torch.zeros(3, 3).long(), 3)}, ValueError, r"of shape \(S \+ 1, 2\)"),
         ({"segments": Segments(torch.tensor([[0, 0], [3, 2], [5, 3]]), 3)}, ValueError, "segments.offsets that rise"),
         ({"segments": Segments(torch.tensor([[0, 0], [5, 2], [4, 3]]), 3)}, ValueError, "segments.offsets that rise"),
+        ({"segments": Segments(torch.tensor([[0, 0], [1, 2], [4, 3]]), 3)}, ValueError, "values a set, one per key"),
         ({"coef": torch.zeros(3, 2)}, ValueError, r"coef of shape \(4, largest M\)"),
         ({"mean": torch.zeros(3, 8)}, ValueError, r"mean of shape \(8,\) or \(2, 8\)"),
         ({"alpha": float("nan")}, ValueError, "a finite alpha"),

@@ -274,6 +274,7 @@ def test_gradient_is_refused_not_wrong():
         ({"keys": torch.zeros(5, 7)}, ValueError, r"keys of shape \(N, 8\), .* got \(5, 7\)"),
         ({"values": torch.zeros(4, 9)}, ValueError, r"values of shape \(M, 8\)"),
         ({"coef": torch.zeros(4, 5)}, ValueError, r"coef of shape \(N, M\) = \(5, 4\), .* got \(4, 5\)"),
+        ({"coef": torch.zeros(5, 6), "values": torch.zeros(6, 8)}, ValueError, "at most one value per key"),
         ({"mean": torch.zeros(1, 8)}, ValueError, r"mean of shape \(8,\)"),
         ({"row_mask": torch.zeros(1, 3).bool()}, ValueError, r"row_mask of shape \(3,\)"),
     ],
@@ -332,9 +333,11 @@ def test_ways_of_the_cpu(shape, n, m, gate, dtype, monkeypatch):
     assert 0 < wanted_hits.sum() < torch.tensor(shape[:-1]).prod()
 
 
+@pytest.mark.parametrize("few", [False, True])
 @pytest.mark.parametrize("mean", [False, True])
-def test_nothing_to_select(mean):
-    """Every entry of every row: one product more does it all, in place too."""
+def test_nothing_to_select(mean, few, monkeypatch):
+    """Every entry of every row: one pass or, with many keys, one product more does it all, in place too."""
+    monkeypatch.setattr(_lowrank, "few_keys", lambda *a: few)
     h, keys, coef, values = case((3, 9, 40), 5, 3)
     options = {"alpha": 0.7, "mean": torch.randn(40) if mean else None}
     wanted, wanted_hits = sparse_lowrank_residual_reference(h, keys, coef, values, **options, return_hits=True)

@@ -126,14 +126,17 @@ class ByPlace:
         given = [range(len(self.tables))] * len(h) if chosen is None else chosen
         for row, edits in enumerate(given):
             tables = [table for table in (self.tables[i] for i in edits) if table is not None]
-            if not tables or not tokens[row].any():
+            if not tables:
                 continue
             where = tokens[row].nonzero().flatten()
+            if not len(where):
+                continue
             if out is h:
                 out = h.clone()
+            places = rows.places[row].index_select(0, where)
             for table in tables:
-                places = rows.places[row, where].clamp(0, len(table) - 1).to(table.device)
-                out[row, where.to(h.device)] += table[places].to(h)
+                change = table.index_select(0, places.clamp(0, len(table) - 1).to(table.device))
+                out[row].index_add_(0, where.to(h.device), change.to(h))
         return out
 
 

@@ -34,7 +34,7 @@ class Asked:
     state: Tensor
     canvas: Tensor
 
-    @property
+    @cached_property
     def key(self) -> bytes:
         """Equal for two sequences that ask the same on the same canvas."""
         return self.state.numpy().tobytes() + self.canvas.numpy().tobytes()
@@ -100,6 +100,21 @@ class _Batch:
     def places(self) -> Tensor:
         """Which place of the answer stands at each position."""
         return self.canvas.cumsum(1) - 1
+
+    @cached_property
+    def given(self) -> Tensor:
+        """The positions that are not generated, ``(B, L)``."""
+        return ~self.generated
+
+    @cached_property
+    def known(self) -> Tensor:
+        """The ids there, 0 elsewhere."""
+        return self.ids.masked_fill(self.generated, 0)
+
+    @cached_property
+    def answered(self) -> Tensor:
+        """The rows with generated positions, ``(B,)``."""
+        return self.generated.any(1)
 
 
 class RowTracker:
@@ -230,9 +245,9 @@ class RowTracker:
             announced is None or last.announced is None or not torch.equal(announced, last.announced)
         ):
             return False
-        fixed = ~last.generated
-        begun_anew = (masked | fixed).all(1) & ~fixed.all(1)
-        return bool(((ids == last.ids) | last.generated).all() & ~begun_anew.any())
+        if not torch.equal(ids.masked_fill(last.generated, 0), last.known):
+            return False
+        return not ((masked | last.given).all(1) & last.answered).any()  # all of a canvas masked: begun anew
 
     def _unpadded(self, state: Tensor, canvas: Tensor) -> Asked:
         """What a row asks, without the special tokens before and after it that bring a batch to one length."""

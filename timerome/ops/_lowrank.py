@@ -137,6 +137,8 @@ def _check_sets(h: Tensor, edit: Edit) -> None:
                 f"{_NAME}: expected coef of shape (N, M) = {(n, m)}, one row per key and one column per value, "
                 f"got {tuple(coef.shape)}."
             )
+        if m > n:
+            raise ValueError(f"{_NAME}: expected at most one value per key, got {m} values and {n} keys.")
         return
     if edit.offsets is None or edit.edit_set is None:
         raise ValueError(f"{_NAME}: expected edit_set and segments together, got only one of them.")
@@ -167,10 +169,11 @@ def bounds_of(edit: Edit) -> list[list[int]]:
     n, m, widest = edit.keys.shape[0], edit.values.shape[0], edit.coef.shape[1]
     steps = list(zip(bounds, bounds[1:], strict=False))
     fits = bounds[0] == [0, 0] and bounds[-1] == [n, m]
-    if not fits or any(k1 < k0 or not 0 <= v1 - v0 <= widest for (k0, v0), (k1, v1) in steps):
+    if not fits or any(not 0 <= v1 - v0 <= min(widest, k1 - k0) for (k0, v0), (k1, v1) in steps):
         raise ValueError(
             f"{_NAME}: expected segments.offsets that rise from (0, 0) to (keys, values) = {(n, m)} by at most "
-            f"{widest} values a set, got {bounds[:4]}{'...' if len(bounds) > 4 else ''}; see pack_edit_sets."
+            f"{widest} values a set, one per key, got {bounds[:4]}{'...' if len(bounds) > 4 else ''}; "
+            "see pack_edit_sets."
         )
     largest = max((k1 - k0 for (k0, _), (k1, _) in steps), default=0)
     if largest > edit.max_keys:
@@ -191,21 +194,20 @@ def bounds_of(edit: Edit) -> list[list[int]]:
 # --- CPU: BLAS products and the compiled epilogue, a block of rows at a time, so that the residual stays in the cache.
 
 _BLOCK = 1 << 22  # entries of a block of rows: 16 MiB of float32; with fewer rows, a BLAS product gets slower
-_FEW = 25_000_000  # entries of h times keys
-_FEW_VALUES = 64
+_FEW, _FEW_VALUES = 64, 64  # keys, values
 
 
 def _cpu(h: Tensor, edit: Edit, out: Tensor) -> Tensor:
     """Write the result to out, which may be h; both are contiguous. Returns the hits."""
+    own = _vectors()
+    if own is not None and few_keys(h, edit):
+        return _few_keys_cpu(own, h, edit, out)
     if _all_of_it(h, edit):
         with full_float32("cpu"):
             x = rows_of(h) if edit.mean is None else rows_of(h) - edit.mean
             c = (x @ edit.keys.float().mT) @ edit.coef
             torch.addmm(rows_of(h), c, edit.values.float(), alpha=edit.alpha, out=rows_of(out))
         return torch.full(h.shape[:-2], h.shape[-2], dtype=torch.int64)
-    own = _vectors()
-    if own is not None and few_keys(h, edit):
-        return _few_keys_cpu(own, h, edit, out)
     rows, result = rows_of(h), rows_of(out)
     mask = None if edit.row_mask is None else edit.row_mask.reshape(-1)
     active = torch.zeros(rows.shape[0], dtype=torch.bool)
@@ -235,8 +237,7 @@ def _vectors() -> ModuleType | None:
 
 def few_keys(h: Tensor, edit: Edit) -> bool:
     """Whether one compiled pass beats products and epilogue."""
-    n = edit.keys.shape[0] if edit.offsets is None else edit.max_keys
-    return 0 < n <= 16 or 0 < n <= 64 and h.numel() * n <= _FEW
+    return 0 < (edit.keys.shape[0] if edit.offsets is None else edit.max_keys) <= _FEW
 
 
 def _few_keys_cpu(c: ModuleType, h: Tensor, edit: Edit, out: Tensor) -> Tensor:
@@ -244,35 +245,22 @@ def _few_keys_cpu(c: ModuleType, h: Tensor, edit: Edit, out: Tensor) -> Tensor:
     bounds = bounds_of(edit)
     hits = torch.zeros(h.shape[:-2], dtype=torch.int64)
     mask = None if edit.row_mask is None else edit.row_mask.contiguous()
+    mask_at = 0 if mask is None else mask.data_ptr()
+    gated, tau = edit.gate_threshold is not None, edit.gate_threshold or 0.0
+    h_at, out_at, hits_at, (length, d) = h.data_ptr(), out.data_ptr(), hits.data_ptr(), h.shape[-2:]
+    code, threads = DTYPES[h.dtype], torch.get_num_threads()
     for start, stop, s in _runs(h, edit):
         if s == -1:
             _copy(rows_of(h), rows_of(out), start, stop)
             continue
-        system = system_of(edit, s, bounds)
-        keys, coef, values = (t.contiguous() for t in system[:3])
-        mean = None if system.mean is None else system.mean.contiguous()
+        keys, coef, values, mean = system_of(edit, s, bounds)
+        keys, coef, values = keys.contiguous(), coef.contiguous(), values.contiguous()
+        mean = None if mean is None else mean.contiguous()
+        n, m = coef.shape
         c.lowrank_cpu(
-            h.data_ptr(),
-            keys.data_ptr(),
-            coef.data_ptr(),
-            values.data_ptr(),
-            0 if mean is None else mean.data_ptr(),
-            0 if mask is None else mask.data_ptr(),
-            out.data_ptr(),
-            hits.data_ptr(),
-            start,
-            stop,
-            h.shape[-2],
-            h.shape[-1],
-            *coef.shape,
-            coef.shape[1],
-            edit.k,
-            edit.alpha,
-            0.0 if edit.gate_threshold is None else edit.gate_threshold,
-            edit.gate_threshold is not None,
-            DTYPES[h.dtype],
-            torch.get_num_threads(),
-        )
+            h_at, keys.data_ptr(), coef.data_ptr(), values.data_ptr(), 0 if mean is None else mean.data_ptr(), mask_at,
+            out_at, hits_at, start, stop, length, d, n, m, m, edit.k, edit.alpha, tau, gated, code, threads,
+        )  # fmt: skip
     return hits
 
 

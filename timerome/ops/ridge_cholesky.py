@@ -219,26 +219,37 @@ def ridge_cholesky_reference(
     n = gram.shape[-1]
     eye = torch.eye(n, dtype=gram.dtype, device=gram.device)
     system = gram + ridge[..., None, None] * eye
-    inside = torch.ones(*gram.shape[:-2], n, dtype=torch.bool, device=gram.device)
     if lengths is not None:
         inside = torch.arange(n, device=gram.device) < lengths[..., None]
-    block = inside[..., :, None] & inside[..., None, :]
-    system = torch.where(block, system, eye)
+        block = inside[..., :, None] & inside[..., None, :]
+        system = torch.where(block, system, eye)
     finite = torch.isfinite(system.tril()).flatten(-2).all(-1) & torch.isfinite(ridge)
-    system = torch.where(finite[..., None, None], system, eye)
+    if _perhaps(~finite):
+        system = torch.where(finite[..., None, None], system, eye)
     cholesky, info = torch.linalg.cholesky_ex(system)
     # A pivot that is all rounding error would pass for a positive one.
     pivots = cholesky.diagonal(dim1=-2, dim2=-1).square()
     lost = pivots <= n * torch.finfo(gram.dtype).eps * system.diagonal(dim1=-2, dim2=-1)
-    order = torch.arange(1, n + 1, dtype=info.dtype, device=gram.device)
-    lost &= (info == 0)[..., None] | (order < info[..., None])  # beyond a failure the factor means nothing
-    info = torch.where(lost.any(-1), lost.to(torch.int32).argmax(-1).to(info.dtype) + 1, info) if n else info
-    info = torch.where(finite, info, -1)
-    good = (info == 0)[..., None, None]
-    cholesky = torch.where(good, cholesky, eye)
+    failed = _perhaps(~finite | (info != 0) | lost.any(-1))
+    if failed:
+        order = torch.arange(1, n + 1, dtype=info.dtype, device=gram.device)
+        lost &= (info == 0)[..., None] | (order < info[..., None])  # beyond a failure the factor means nothing
+        info = torch.where(lost.any(-1), lost.to(torch.int32).argmax(-1).to(info.dtype) + 1, info) if n else info
+        info = torch.where(finite, info, -1)
+        good = (info == 0)[..., None, None]
+        cholesky = torch.where(good, cholesky, eye)
     inverse = torch.cholesky_inverse(cholesky)
-    nan = torch.where(good, 0.0, float("nan"))
-    return torch.where(block, inverse, 0.0) + nan, torch.where(block, cholesky, 0.0) + nan, info
+    if lengths is not None:
+        inverse, cholesky = torch.where(block, inverse, 0.0), torch.where(block, cholesky, 0.0)
+    if failed:
+        nan = torch.where(good, 0.0, float("nan"))
+        inverse, cholesky = inverse + nan, cholesky + nan
+    return inverse.contiguous(), cholesky.contiguous(), info
+
+
+def _perhaps(flags: Tensor) -> bool:
+    """Whether any is set. A GPU is not asked: it would have to be waited for."""
+    return flags.device.type != "cpu" or bool(flags.any())
 
 
 def _reason(code: int) -> str:

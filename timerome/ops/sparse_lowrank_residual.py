@@ -42,8 +42,8 @@ def kept_count(d: int, sparsity: float) -> int:
 
 
 def _count(d: int, sparsity: float) -> int:
-    # q is rarely a binary fraction. A slack of 1e-6 a entry also covers a q that was once stored in float32.
-    return min(d, max(1, math.ceil((1.0 - sparsity) * d - 1e-6 * d)))
+    # q is rarely a binary fraction. This slack also covers a q that was once stored in float32, an error of 3e-8.
+    return min(d, max(1, math.ceil((1.0 - sparsity) * d - 5e-8 * d)))
 
 
 @overload

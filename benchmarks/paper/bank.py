@@ -93,37 +93,33 @@ def replacing(backbone: tr.Backbone, bank: BankConfig, sets: dict[str, tuple[Fac
 
 
 def main() -> None:
-    run, args = start("bank", __doc__, lambda p: p.add_argument("--only", choices=("refusal", "null", "replace")))
-    wanted = ("refusal", "null", "replace") if args.only is None else (args.only,)
+    kinds = ("refusal", "null", "replace")
+    run, args = start("bank", __doc__, lambda p: p.add_argument("--only", choices=kinds))
     backbone, split = run.backbone, demo_split()
     facts = spread(split.validation_forget, 4 if args.quick else 12)
     gates = Gates(backbone, split, DEMO)
-    rows: dict[str, dict[str, Any]] = {}
-    for kind, setting in {"refusal": DEMO.shipped, "null": DEMO.null}.items():
-        for name, bank in BANKS.items():
-            if kind not in wanted or (kind == "null" and bank.prompt_dropout != (0.0,)):
-                continue
-            changed = replace(setting, bank=bank)
-
-            def measure(changed: Setting = changed) -> dict[str, Any]:
-                return forgetting(backbone, changed, gates(changed), facts)
-
-            rows[f"{kind}, {name}"] = run.row(
-                f"{kind}, {name}", {"setting": asdict(changed), "facts": facts.ids}, measure
-            )
     editing = editing_split()
     sets = {
         "tofu": (spread(editing.validation_tofu, 2 if args.quick else 12), CANVAS, 32),
         "relations": (spread(editing.validation_relations, 2 if args.quick else 24), 8, 8),
     }
-    replaced = {
-        name: run.row(
-            f"replace, {name}", {"bank": asdict(bank), "facts": {k: v[0].ids for k, v in sets.items()}},
-            lambda bank=bank: replacing(backbone, bank, sets),
-        )
-        for name, bank in BANKS.items()
-        if "replace" in wanted
-    }  # fmt: skip
+    rows: dict[str, dict[str, Any]] = {}
+    replaced: dict[str, dict[str, Any]] = {}
+    for kind in kinds if args.only is None else (args.only,):
+        for name, bank in BANKS.items():
+            if kind == "replace":
+                on = {"bank": asdict(bank), "facts": {k: v[0].ids for k, v in sets.items()}}
+                run.row(f"{kind}, {name}", on, lambda bank=bank: replacing(backbone, bank, sets))
+            elif kind == "refusal" or bank.prompt_dropout == (0.0,):
+                setting = replace(DEMO.shipped if kind == "refusal" else DEMO.null, bank=bank)
+
+                def measure(setting: Setting = setting) -> dict[str, Any]:
+                    return forgetting(backbone, setting, gates(setting), facts)
+
+                run.row(f"{kind}, {name}", {"setting": asdict(setting), "facts": facts.ids}, measure)
+    for key, row in run.results.rows.items():
+        kind, name = key.split(", ", 1)
+        (replaced if kind == "replace" else rows)[name if kind == "replace" else key] = row["found"]
     table = []
     for name, row in rows.items():
         exacts = [v["exact_new"] for k, v in row.items() if isinstance(v, dict) and "exact_new" in v]

@@ -12,7 +12,7 @@ from ..backbones import Backbone
 from ..coordinates import Site
 from ..hooks import can_stop, capture
 
-BATCH_TOKENS = 2048  # of one forward: enough to be fast, and no more than generating for some prompts takes
+BATCH_TOKENS = 2048  # of one forward on a GPU: enough to be fast, and no more than generating for some prompts takes
 
 
 class Wish(NamedTuple):
@@ -29,7 +29,7 @@ class Wish(NamedTuple):
 
 @torch.inference_mode()
 def read(
-    backbone: Backbone, wishes: Sequence[Wish], *, batch_tokens: int = BATCH_TOKENS
+    backbone: Backbone, wishes: Sequence[Wish], *, batch_tokens: int | None = None
 ) -> Iterator[tuple[int, dict[Site, Tensor]]]:
     """Yield the number of each wish with what was read, as the forwards come, not in order.
 
@@ -39,11 +39,14 @@ def read(
     Args:
         backbone: the model.
         wishes: what to read.
-        batch_tokens: most tokens of a forward of more than one state.
+        batch_tokens: most tokens of a forward of more than one state. By default a CPU runs every state by itself: what
+            is read then depends on no other state, to the last bit, and batches would gain a tenth at most.
 
     Yields:
         The index of a wish, and each site's output at its positions, ``(n, d)``, on the model's device.
     """
+    if batch_tokens is None:
+        batch_tokens = 1 if backbone.device.type == "cpu" else BATCH_TOKENS
     stop = can_stop(backbone)
     alike: dict[bytes, list[int]] = {}
     for i, wish in enumerate(wishes):

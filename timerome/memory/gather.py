@@ -143,15 +143,12 @@ def offsets_of(
         FloatingPointError: an activation is not finite.
     """
     place = Place.of(coordinate)
-    where = [places_of(backbone, r.fact, r.states) for r in readings]
-    counts = [count for _, count in where]
-    starts = [sum(counts[:i]) for i in range(len(counts))]
-    places = torch.cat([own + start for (own, _), start in zip(where, starts, strict=True)])
-    states, keys = [s for r in readings for s in r.states], [k for r in readings for k in r.keys[place]]
-    offsets = lens_offsets(backbone, states, keys, places, sum(counts), coordinate, margin=settings.margin)
-    found = list(offsets.split(counts))
-    for r, own in zip(readings, found, strict=True):
+    found = []
+    for r in readings:  # each by itself: what one fact's changes are must not depend on which others are made with it
+        places, count = places_of(backbone, r.fact, r.states)
+        own = lens_offsets(backbone, r.states, r.keys[place], places, count, coordinate, margin=settings.margin)
         _refuse_nonfinite(own, r.fact, place)
+        found.append(own)
     return found
 
 

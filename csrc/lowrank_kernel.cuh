@@ -291,7 +291,7 @@ __device__ inline Bracket rank(const uint32_t* list, int size, int wanted, uint3
   bool halve = false;
   while (hi - lo > 1) {
     const uint32_t range = hi - lo;
-    // Where the count would be in the middle if it fell evenly from lo to hi; halved where that does not get on.
+    // Where the count would be the wanted one if it fell evenly from lo to hi; in the middle where that gets on badly.
     uint32_t step = range / 2;
     if (!halve) {
       const float part = float(at_lo - wanted) / float(at_lo - at_hi);

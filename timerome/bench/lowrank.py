@@ -82,16 +82,17 @@ def make(setup: Setup, t: int, d: int, n: int, q: float, share: float | str) -> 
         wrong = (out[some].double() - truth).abs() > tolerance * scale
         return float(wrong.double().mean())
 
-    scratch, fresh = h.clone(), h.clone()
+    scratch = h.clone()
 
     def in_place_checked() -> Tensor:
-        sparse_lowrank_residual_(scratch.copy_(h), keys, coef, values, **options)
-        return scratch
+        changed = h.clone()
+        sparse_lowrank_residual_(changed, keys, coef, values, **options)
+        return changed
 
     def in_place() -> Tensor:
-        # So small a strength leaves fresh as it is: else it would grow from call to call, and pass no gate any more.
-        sparse_lowrank_residual_(fresh, keys, coef, values, **{**options, "alpha": 1e-30})
-        return fresh
+        # So small a strength leaves scratch as it is: else it would grow from call to call, and pass no gate any more.
+        sparse_lowrank_residual_(scratch, keys, coef, values, **{**options, "alpha": 1e-30})
+        return scratch
 
     rivals = {
         "timerome": Rival(lambda: sparse_lowrank_residual(h, keys, coef, values, **options), torch=False),

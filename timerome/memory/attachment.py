@@ -262,8 +262,9 @@ class Attachment:
                 return None
             if self._chosen is not None and not any(self._chosen):
                 return None
-            # The extremes of a tensor that holds a NaN are NaN; asking every entry takes ten times as long.
-            if h.numel() and not all(map(math.isfinite, torch.aminmax(h))):
+            # The extremes of a tensor that holds a NaN are NaN; asking every entry takes ten times as long. A GPU is
+            # waited for once.
+            if h.numel() and not all(map(math.isfinite, torch.stack(torch.aminmax(h.detach())).tolist())):
                 raise FloatingPointError(
                     f"EditMemory: activations at {applied.site} are not finite; check the model's weights, dtype and "
                     "inputs."

@@ -33,8 +33,8 @@ def read(
 ) -> Iterator[tuple[int, dict[Site, Tensor]]]:
     """Yield the number of each wish with what was read, as the forwards come, not in order.
 
-    States of one length run together, so that none needs padding; one that is wished for several times runs once; and
-    a forward ends at the last block that is asked for.
+    A state that is wished for several times runs once, with others of its length only, so that none needs padding, or
+    alone; a forward ends at the last block that is asked for.
 
     Args:
         backbone: the model.

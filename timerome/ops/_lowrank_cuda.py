@@ -163,7 +163,7 @@ def _on_cuda(h: Tensor, edit: Edit, in_place: bool) -> tuple[Tensor, Tensor]:
     c = _few_keys(h, edit)
     if c is not None:
         x = _aligned(h)
-        out = h if in_place and x is h else torch.empty_like(x)
+        out = torch.empty_like(x) if x is h and not in_place else x
         return out, _few_keys_cuda(c, x, out, edit)
     rows, r, active = _cuda(h, edit)
     hits = active.view(h.shape[:-1]).sum(-1)

@@ -28,7 +28,13 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
-CPP_SOURCES = ["csrc/bindings.cpp", "csrc/cholesky_cpu.cpp", "csrc/lowrank_cpu.cpp", "csrc/sparsify_add_cpu.cpp"]
+CPP_SOURCES = [
+    "csrc/bindings.cpp",
+    "csrc/cholesky_cpu.cpp",
+    "csrc/lowrank_cpu.cpp",
+    "csrc/pages_cpu.cpp",
+    "csrc/sparsify_add_cpu.cpp",
+]
 CUDA_SOURCES = ["csrc/cuda_probe.cu", "csrc/lowrank.cu", "csrc/ridge.cu", "csrc/sparsify_add.cu"]
 HEADERS = [
     "csrc/clones.h",

@@ -64,6 +64,8 @@ PYBIND11_MODULE(_C, m) {
                                   count, d, columns, k, float(alpha), dtype, threads});
       },
       nogil);
+  m.def("prefer_large_pages",
+        [](Address memory, int64_t bytes) { timerome::prefer_large_pages(at<void>(memory), bytes); });
   m.def(
       "cholesky_append_cpu",
       [](Address L, int64_t ldl, Address g, double gnn, Address out, int64_t ldo, int64_t n) {

@@ -44,6 +44,9 @@ struct ExpandAddCpu {
 };
 void expand_add_cpu(const ExpandAddCpu& arguments);
 
+// Asks the system for large pages where memory has none yet; a wish that changes nothing but the time of first writes.
+void prefer_large_pages(void* memory, int64_t bytes);
+
 // out (n+1, n+1) = Cholesky factor of [[L L^T, g], [g^T, gnn]]; rows are ldl and ldo apart. Where L is the corner of out,
 // only the new row and column are written. Returns 0; 1 when that is not positive definite, 2 when a diagonal entry of L
 // is not positive and finite: then out is undefined, but for a corner that is L.

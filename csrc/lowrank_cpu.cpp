@@ -96,10 +96,25 @@ TIMEROME_INLINE void score_block(const float* x, int64_t ld, int rows, const flo
     }
 }
 
-// residual[r] = sum over m of c[r][m] values[m]. Rows of c are `ldc` apart.
-template <int kWidth, int kGroup>
+// Where a residual of which everything is kept goes: out = h + alpha residual, for rows that have an out.
+struct Sums {
+  const float* h[kBlock];
+  float* out[kBlock];
+  float alpha;
+};
+template <class V>
+TIMEROME_INLINE void add_at(const Sums& to, int row, int64_t i, const V& residual) {
+  V x, product = to.alpha * residual;
+  asm("" : "+v"(product));  // in two roundings, as elsewhere
+  std::memcpy(&x, to.h[row] + i, sizeof x);
+  x += product;
+  std::memcpy(to.out[row] + i, &x, sizeof x);
+}
+
+// residual[r] = sum over m of c[r][m] values[m], or what becomes of it. Rows of c are `ldc` apart.
+template <int kWidth, int kGroup, bool kAdd>
 TIMEROME_INLINE void expand_block(const float* c, int64_t ldc, const float* values, float* residual, int64_t ld,
-                                  int rows, int64_t d, int64_t m) {
+                                  int rows, int64_t d, int64_t m, const Sums* to) {
   using V = typename Vector<kWidth>::Type;
   constexpr int64_t step = 2 * kWidth;
   const int64_t whole = d / step * step;
@@ -126,30 +141,42 @@ TIMEROME_INLINE void expand_block(const float* c, int64_t ldc, const float* valu
         }
       }
 #pragma GCC unroll 8
-      for (int r = 0; r < kGroup; r++) std::memcpy(residual + (first + r) * ld + i, sum[r], sizeof sum[r]);
+      for (int r = 0; r < kGroup; r++) {
+        if constexpr (!kAdd)
+          std::memcpy(residual + (first + r) * ld + i, sum[r], sizeof sum[r]);
+        else if (to->out[first + r])
+          add_at(*to, first + r, i, sum[r][0]), add_at(*to, first + r, i + kWidth, sum[r][1]);
+      }
     }
   }
   for (int r = 0; r < rows; r++)
     for (int64_t i = whole; i < d; i++) {
       float sum = 0;
       for (int64_t j = 0; j < m; j++) sum += c[r * ldc + j] * values[j * d + i];
-      residual[r * ld + i] = sum;
+      if constexpr (!kAdd)
+        residual[r * ld + i] = sum;
+      else if (to->out[r])
+        add_at(*to, r, i, sum);
     }
 }
 
-// The same two for each instruction set. Multiply-add in one rounding where the processor has it, as in a BLAS product.
+// The same for each instruction set. Multiply-add in one rounding where the processor has it, as in a BLAS product.
 #define TIMEROME_TARGET(isa) __attribute__((target("arch=" isa), optimize("fp-contract=fast")))
-#define TIMEROME_BOTH(isa, name, width, group)                                                                         \
+#define TIMEROME_ALL(isa, name, width, group)                                                                          \
   TIMEROME_TARGET(isa)                                                                                                 \
   void score_##name(const float* x, int64_t ld, int r, const float* k, float* t, float* s, int64_t d, int64_t n) {     \
     score_block<width, group, 3>(x, ld, r, k, t, s, d, n);                                                             \
   }                                                                                                                    \
   TIMEROME_TARGET(isa)                                                                                                 \
   void expand_##name(const float* c, int64_t ldc, const float* v, float* r, int64_t ld, int n, int64_t d, int64_t m) { \
-    expand_block<width, group>(c, ldc, v, r, ld, n, d, m);                                                             \
+    expand_block<width, group, false>(c, ldc, v, r, ld, n, d, m, nullptr);                                             \
+  }                                                                                                                    \
+  TIMEROME_TARGET(isa)                                                                                                 \
+  void expand_into_##name(const float* c, int64_t ldc, const float* v, const Sums& to, int n, int64_t d, int64_t m) {  \
+    expand_block<width, group, true>(c, ldc, v, nullptr, 0, n, d, m, &to);                                             \
   }
-TIMEROME_BOTH("x86-64-v4", v4, 16, 8)  // with 32 registers of vectors
-TIMEROME_BOTH("x86-64-v3", v3, 8, 4)   // with 16
+TIMEROME_ALL("x86-64-v4", v4, 16, 8)  // with 32 registers of vectors
+TIMEROME_ALL("x86-64-v3", v3, 8, 4)   // with 16
 
 const bool is_v4 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                    __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
@@ -157,6 +184,7 @@ const bool is_v4 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("
 const bool is_v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 const auto score = is_v4 ? score_v4 : score_v3;
 const auto expand = is_v4 ? expand_v4 : expand_v3;
+const auto expand_into = is_v4 ? expand_into_v4 : expand_into_v3;
 
 TIMEROME_CLONES float norm(const float* x, int64_t d) {
   float part[64] = {};
@@ -207,12 +235,20 @@ unsigned edit_block(const LowrankCpu& a, const int64_t* place, int rows, const f
   const int full = filled(rows);
   const auto row = [&](const void* base, int r) { return static_cast<const char*>(base) + place[r] * bytes; };
   const auto out = [&](int r) { return static_cast<char*>(a.out) + place[r] * bytes; };
-  for (int r = 0; r < rows; r++) load_row_cpu(row(a.h, r), a.mean, s.x + r * s.ld, a.d, a.dtype);
-  std::fill(s.x + rows * s.ld, s.x + full * s.ld, 0.0f);
-  score(s.x, s.ld, full, a.keys, s.sums, s.scores, a.d, a.n);
+  // Rows one after another are scored where they lie.
+  const bool as_is = a.dtype == 0 && !a.mean && rows == full && place[rows - 1] - place[0] == rows - 1;
+  const float* x = s.x;
+  int64_t ld = s.ld;
+  if (as_is) {
+    x = reinterpret_cast<const float*>(row(a.h, 0)), ld = a.d;
+  } else {
+    for (int r = 0; r < rows; r++) load_row_cpu(row(a.h, r), a.mean, s.x + r * ld, a.d, a.dtype);
+    std::fill(s.x + rows * ld, s.x + full * ld, 0.0f);
+  }
+  score(x, ld, full, a.keys, s.sums, s.scores, a.d, a.n);
   unsigned edited = 0;
   for (int r = 0; r < rows; r++) {
-    if (!a.gated || passes(s.scores + r * a.n, key_norm, norm(s.x + r * s.ld, a.d), a.tau, a.m))
+    if (!a.gated || passes(s.scores + r * a.n, key_norm, norm(x + r * ld, a.d), a.tau, a.m))
       edited |= 1u << r;
     else if (a.out != a.h)
       std::memcpy(out(r), row(a.h, r), size_t(bytes));
@@ -220,6 +256,14 @@ unsigned edit_block(const LowrankCpu& a, const int64_t* place, int rows, const f
   if (!edited) return 0;
   const int64_t columns = padded(a.m);
   expand(s.scores, a.n, coef, s.c, columns, full, columns, a.n);
+  if (a.k >= a.d && a.dtype == 0) {
+    Sums to = {{}, {}, a.alpha};
+    for (int r = 0; r < rows; r++)
+      if (edited >> r & 1)
+        to.h[r] = reinterpret_cast<const float*>(row(a.h, r)), to.out[r] = reinterpret_cast<float*>(out(r));
+    expand_into(s.c, columns, a.values, to, full, a.d, a.m);
+    return edited;
+  }
   expand(s.c, columns, a.values, s.x, s.ld, full, a.d, a.m);
   for (int r = 0; r < rows; r++)
     if (edited >> r & 1)

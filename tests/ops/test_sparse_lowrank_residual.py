@@ -12,6 +12,7 @@ from timerome.ops import (
     sparse_lowrank_residual,
     sparse_lowrank_residual_,
     sparse_lowrank_residual_reference,
+    sparsify_add_reference,
 )
 from timerome.ops._lowrank_cuda import product
 
@@ -335,15 +336,38 @@ def test_ways_of_the_cpu(shape, n, m, gate, dtype, monkeypatch):
 
 @pytest.mark.parametrize("few", [False, True])
 @pytest.mark.parametrize("mean", [False, True])
-def test_nothing_to_select(mean, few, monkeypatch):
-    """Every entry of every row: one pass or, with many keys, one product more does it all, in place too."""
-    monkeypatch.setattr(_lowrank, "few_keys", lambda *a: few)
-    h, keys, coef, values = case((3, 9, 40), 5, 3)
-    options = {"alpha": 0.7, "mean": torch.randn(40) if mean else None}
+@pytest.mark.parametrize("chosen", [(), ("row_mask",), ("gate_threshold",), ("row_mask", "gate_threshold")])
+@pytest.mark.parametrize(("shape", "n", "m"), [((3, 9, 40), 5, 3), ((70, 1030), 40, 33)])
+def test_nothing_to_select(shape, n, m, chosen, mean, few, monkeypatch):
+    """Every entry of every row, or of some: one pass or, with many keys, one product more does it all, in place too."""
+    if not few:
+        monkeypatch.setattr(_lowrank, "few_keys", lambda *a: False)
+    h, keys, coef, values = case(shape, n, m)
+    options = {"alpha": 0.7, "mean": torch.randn(shape[-1]) / 10 if mean else None}
+    choices = {"row_mask": torch.rand(shape[:-1]) < 0.7, "gate_threshold": 0.02}
+    options |= {name: choices[name] for name in chosen}
     wanted, wanted_hits = sparse_lowrank_residual_reference(h, keys, coef, values, **options, return_hits=True)
     out, hits = sparse_lowrank_residual(h, keys, coef, values, **options, return_hits=True)
     changed = h.clone()
     hits_in_place = sparse_lowrank_residual_(changed, keys, coef, values, **options)
     for found in (out, changed):
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-4)
     assert torch.equal(hits, wanted_hits) and torch.equal(hits_in_place, wanted_hits)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5])
+def test_sum_is_rounded_as_in_pytorch(sparsity):
+    """The strength's product and the sum are rounded one by one: the same entry is the same on every way here."""
+    h, values = torch.randn(32, 1030), torch.randn(1, 1030)
+    keys = torch.eye(1, 1030)
+    residual = h[:, :1] * values
+    out = sparse_lowrank_residual(h, keys, torch.eye(1), values, alpha=0.7, sparsity=sparsity)
+    assert torch.equal(out, sparsify_add_reference(h, residual, kept_count(1030, sparsity), 0.7))
+
+
+def test_result_on_large_pages():
+    """Results of 32 MiB and more are asked for on large pages, from inside of what was allocated."""
+    h = torch.randn(2049, 4100)
+    keys, coef, values = torch.randn(2, 4100), torch.randn(2, 2), torch.randn(2, 4100)
+    out = sparse_lowrank_residual(h, keys, coef, values)
+    torch.testing.assert_close(out, sparse_lowrank_residual_reference(h, keys, coef, values), rtol=1e-4, atol=1e-2)

@@ -14,7 +14,7 @@ from torch.library import Library
 
 from timerome import _backend
 from timerome.ops._arguments import check_alpha, check_writable
-from timerome.ops.sparsify_add import DTYPES, write_cpu
+from timerome.ops.sparsify_add import DTYPES, new_result, write_cpu
 
 _NAME = "sparse_lowrank_residual"
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -390,7 +390,7 @@ def _functional_cpu(h: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     edit = Edit(*arguments)
     check(h, edit)
     h = h.contiguous()
-    out = torch.empty_like(h)
+    out = new_result(h)
     return out, _cpu(h, edit, out)
 
 

@@ -175,6 +175,18 @@ def _check(h: Tensor, r: Tensor, mask: Tensor | None, alpha: float, k: int) -> N
             raise ValueError(f"sparsify_add: expected mask on the device of h, {h.device}, got {mask.device}.")
 
 
+_FRESH = 32 << 20  # bytes from which on malloc takes memory from the system anew, always
+
+
+def new_result(h: Tensor) -> Tensor:
+    """Return an empty tensor like h, which is contiguous, on large pages where its pages are yet to be mapped."""
+    out = torch.empty_like(h)
+    c = _backend.compiled()
+    if c is not None and h.is_cpu and out.nbytes >= _FRESH:
+        c.prefer_large_pages(out.data_ptr(), out.nbytes)
+    return out
+
+
 def write_cpu(h: Tensor, r: Tensor, mask: Tensor | None, alpha: float, k: int, out: Tensor) -> None:
     """Write the result to out, which may be h or r. All arguments are checked, h and out are contiguous."""
     c = _backend.compiled()
@@ -228,7 +240,7 @@ def _register(key: str, write: Callable[[Tensor, Tensor, Tensor | None, float, i
     def functional(h: Tensor, r: Tensor, mask: Tensor | None, alpha: float, k: int) -> Tensor:
         _check(h, r, mask, alpha, k)
         h = h.contiguous()
-        out = torch.empty_like(h)
+        out = new_result(h)
         write(h, r, mask, alpha, k, out)
         return out
 

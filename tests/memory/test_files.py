@@ -15,6 +15,7 @@ import timerome as tr
 from tests.callbacks.loops import gated_memory, masked_rows, shared_memory
 from tests.tiny import tiny_dream, tiny_facts, tiny_llada
 from timerome.memory import EditFileError, MemoryMismatchError
+from timerome.memory.files import FORMAT
 
 
 @pytest.fixture(scope="module", params=[tiny_llada, tiny_dream])
@@ -127,7 +128,7 @@ def test_manifests_that_lie(path: Path, changes: dict[str, object]) -> None:
 
 
 def test_manifests_that_are_no_json(path: Path) -> None:
-    save_file(load_file(path), path, {"format": "timerome-edit-4", "manifest": "{"})
+    save_file(load_file(path), path, {"format": FORMAT, "manifest": "{"})
     with pytest.raises(EditFileError, match="unreadable"):
         tr.EditMemory.load(path)
 

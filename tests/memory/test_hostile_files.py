@@ -24,7 +24,7 @@ from tests.callbacks.loops import gated_memory, masked_rows, shared_memory
 from tests.tiny import tiny_facts, tiny_llada
 from timerome.cli import main
 from timerome.memory import EditFileError, MemoryMismatchError
-from timerome.memory.files import read_manifest
+from timerome.memory.files import FORMAT, read_manifest
 
 BACKBONE = tiny_llada(layers=2)
 ROWS = masked_rows(BACKBONE, 8)
@@ -106,7 +106,7 @@ def taken_apart(data: bytes) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 def put_together(manifest: str, tensors: dict[str, torch.Tensor]) -> None:
     with TemporaryDirectory() as folder:
         file = Path(folder) / "edit.safetensors"
-        save_file(tensors, file, {"format": "timerome-edit-4", "manifest": manifest})
+        save_file(tensors, file, {"format": FORMAT, "manifest": manifest})
         opened(file)
 
 
@@ -115,7 +115,7 @@ def test_the_files_themselves_are_good() -> None:
         manifest, tensors = taken_apart(data)
         with TemporaryDirectory() as folder:
             file = Path(folder) / "edit.safetensors"
-            save_file(tensors, file, {"format": "timerome-edit-4", "manifest": json.dumps(manifest)})
+            save_file(tensors, file, {"format": FORMAT, "manifest": json.dumps(manifest)})
             assert tr.EditMemory.load(file, BACKBONE).history
 
 
@@ -287,7 +287,7 @@ def test_the_shell_says_it_in_one_line(tmp_path: Path, harm: str, capsys: pytest
             manifest["edits"] = nested(900, "list")
         else:
             tensors["keys"] = torch.full_like(tensors["keys"], torch.nan)
-        save_file(tensors, file, {"format": "timerome-edit-4", "manifest": json.dumps(manifest)})
+        save_file(tensors, file, {"format": FORMAT, "manifest": json.dumps(manifest)})
     command = ["revise", "--model", "testbed", "--memory"] if harm == "tensor" else ["inspect"]
     more = ["--undo", "[tiny-0]"] if harm == "tensor" else []
     assert main([*command, str(file), *more]) == 2

@@ -21,6 +21,7 @@ from timerome.facts import FactError
 from timerome.functional.solve import null_space_of
 from timerome.memory import Attachment, Edit, EditConflictError, Ledger
 from timerome.memory.background import Background
+from timerome.memory.edit import Spared
 
 BACKBONE = tiny_llada(layers=2)
 BANK = tr.BankConfig(canvases=(None,), reveal=(0.0, 0.5))
@@ -76,7 +77,7 @@ def alone(kind: str, operation: str, fact: tr.Fact) -> Edit:
     answer = {"answer": fact.new_object} if operation == "forget" else {}
     [name] = getattr(memory, operation)(fact, backbone=BACKBONE, **answer)
     [edit] = memory.edits
-    memory.undo(name)
+    memory.undo(name, spare=False)
     memory.retired = ()
     return edit
 
@@ -144,6 +145,7 @@ class Machine(RuleBasedStateMachine):
         self.attachment = self.memory.attached(BACKBONE)
         self.known = [Known(fact.id, fact, "forget")]
         self.retired: set[str] = set()
+        self.spared: list[Known] = []
         self.selected: list[list[str] | None] | None = None
         return fact.id
 
@@ -171,6 +173,16 @@ class Machine(RuleBasedStateMachine):
             added.append(new)
             ids.append(name)
         return added, ids
+
+    def becomes(self, known: list[Known], spare: bool = True) -> None:
+        """Take a change over; questions of undone edits are spared until an edit is about them again."""
+        before, gone = {k.id for k in self.in_force()}, [k for k in self.known if k not in known]
+        self.known = known
+        there = self.in_force()
+        fresh = [k for k in there if k.id not in before]
+        self.spared = [s for s in self.spared if not any(about_the_same(s.fact, k.fact) for k in fresh)]
+        if spare and "addressed" in self.kind:
+            self.spared += [s for s in gone if not any(about_the_same(s.fact, k.fact) for k in there)]
 
     # Operations ------------------------------------------------------------------------------------------------------
 
@@ -210,7 +222,7 @@ class Machine(RuleBasedStateMachine):
             stated = [replace(k, fact=k.fact.with_new_object(k.fact.object)) for k in added] if (
                 operation == "insert" and answer is None
             ) else added  # fmt: skip
-            self.known += stated
+            self.becomes(self.known + stated)
 
     def failing(self, fault: str, at: int, run: object) -> None:
         """Run a change that something outside brings to a fall."""
@@ -245,8 +257,11 @@ class Machine(RuleBasedStateMachine):
             with patch.object(Attachment, "refresh", refresh), pytest.raises(MemoryError):
                 run()
 
-    @rule(data=st.data(), fault=st.sampled_from([None, None, "unknown", "ledger", "attachment"]))
-    def undo(self, data: st.DataObject, fault: str | None) -> None:
+    @rule(
+        data=st.data(), fault=st.sampled_from([None, None, "unknown", "ledger", "attachment"]),
+        spare=st.sampled_from([True, True, False]),
+    )  # fmt: skip
+    def undo(self, data: st.DataObject, fault: str | None, spare: bool) -> None:
         names = [known.id for known in self.known]
         if not names:
             return
@@ -258,8 +273,8 @@ class Machine(RuleBasedStateMachine):
             with self.nothing_changes():
                 self.failing(fault, 0, lambda: self.memory.undo(*gone))
         else:
-            self.memory.undo(*gone)
-            self.known = [known for known in self.known if known.id not in gone]
+            self.memory.undo(*gone, spare=spare)
+            self.becomes([known for known in self.known if known.id not in gone], spare)
             self.retired |= set(gone)
 
     @rule(fact=st.sampled_from(POOL), answer=st.sampled_from(ANSWERS), mode=st.sampled_from(["replace", "keep"]))
@@ -273,7 +288,7 @@ class Machine(RuleBasedStateMachine):
         same = any(k.fact == fact for k in there)
         added, _ = ([], []) if same else self.settled("update", [fact], mode) or ([], [])
         assert self.memory.merge(other, on_conflict=mode) == tuple(known.id for known in added)  # type: ignore[arg-type]
-        self.known += added
+        self.becomes(self.known + added)
 
     @rule()
     def save_and_load(self) -> None:
@@ -297,13 +312,15 @@ class Machine(RuleBasedStateMachine):
 
         class Unchanged:
             def __enter__(self) -> None:
-                self.before = machine.memory.history, machine.memory.retired, logits(machine.attachment)
+                memory = machine.memory
+                self.before = memory.history, memory.retired, memory.spared, logits(machine.attachment)
 
             def __exit__(self, kind: object, *_: object) -> None:
                 if kind is None:
-                    history, retired, seen = self.before
+                    history, retired, spared, seen = self.before
                     assert machine.memory.history == history
                     assert machine.memory.retired == retired
+                    assert machine.memory.spared == spared
                     assert torch.equal(logits(machine.attachment), seen)
 
         return Unchanged()  # type: ignore[return-value]
@@ -314,11 +331,13 @@ class Machine(RuleBasedStateMachine):
         assert [edit.id for edit in memory.history] == [known.id for known in self.known]
         assert [edit.id for edit in memory.edits] == [known.id for known in left]
         assert set(memory.retired) == self.retired
+        assert [one.id for one in memory.spared] == [known.id for known in self.spared]
         assert [edit.fact for edit in memory.edits] == [known.fact for known in left]
         edits = [replace(alone(self.kind, known.operation, known.fact), id=known.id) for known in left]
+        undone = [replace(alone(self.kind, known.operation, known.fact), id=known.id) for known in self.spared]
         fresh = tr.EditMemory(
-            memory.settings, edits, background=reference(self.kind).background, fingerprint=memory.fingerprint,
-            tokenizer=memory.tokenizer,
+            memory.settings, edits, background=reference(self.kind).background, spared=map(Spared.of, undone),
+            fingerprint=memory.fingerprint, tokenizer=memory.tokenizer,
         )  # fmt: skip
         # The gates.
         assert (memory.book is None) == (fresh.book is None)

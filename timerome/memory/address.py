@@ -265,18 +265,20 @@ class AddressBook:
     """Addresses of the edited facts, and how like one a sequence must be to be given the fact's edit.
 
     A sequence matches a fact by two things: the cosine between what the model is about to say and the nearest of the
-    fact's addresses, and how much of the subject's spelling the prompt holds. The score is their weighted mean.
+    fact's addresses, and how much of the subject's spelling the prompt holds. The score is their weighted mean. What
+    matches the question of an undone edit better than any edit in force is given none.
 
     Attributes:
         gate: what it was calibrated for.
         mean: of the negatives' addresses, ``(d,)``; cosines are taken after subtracting it.
         floor: a cosine must be strictly above this one.
-        vectors: addresses, as directions about the mean, ``(n, d)``.
+        vectors: addresses, as directions about the mean, ``(n, d)``; first the edits', then those of undone ones.
         owner: index of the edit each belongs to, ``(n,)`` int64.
         subjects: spellings of each edit's subject.
         threshold: a sequence is given an edit strictly above this score.
         calibration: largest score of every negative wording, ``(w,)``. Of a memory that was read from a file, those
             that can decide about its threshold; the others are given as just less than those.
+        spared: how many edits, the last ones, are undone.
     """
 
     gate: Gate
@@ -287,6 +289,7 @@ class AddressBook:
     subjects: tuple[Spellings, ...]
     threshold: float
     calibration: Tensor
+    spared: int = 0
 
     @property
     def site(self) -> Site:
@@ -310,16 +313,19 @@ class AddressBook:
     ) -> AddressBook:
         """Put edits together: the address ``(k, d)`` of each, its subject, and each negative's score with it, ``(w,)``.
 
+        Addresses and subjects without scores, the last ones, are of undone edits.
+
         Raises:
             ValueError: ``epsilon`` is too small for so few negatives.
         """
         owner = torch.tensor([i for i, own in enumerate(vectors) for _ in own], dtype=torch.int64)
         calibration = torch.stack(list(scores)).amax(0)
         threshold = threshold_of(calibration, gate.epsilon)
-        return cls(gate, mean, floor, torch.cat(list(vectors)), owner, tuple(subjects), threshold, calibration)
+        spared = len(vectors) - len(scores)
+        return cls(gate, mean, floor, torch.cat(list(vectors)), owner, tuple(subjects), threshold, calibration, spared)
 
     def scores(self, found: Reading) -> Tensor:
-        """Score of each sequence with each edit, ``(m, edits)``."""
+        """Score of each sequence with each edit, ``(m, edits)``, undone ones last."""
         cosines = cosine_similarity(found.vectors - self.mean, self.vectors)
         nearest = cosines.new_full((len(cosines), len(self.subjects)), -1.0)
         nearest = nearest.scatter_reduce(1, self.owner.expand_as(cosines), cosines, "amax")
@@ -332,10 +338,15 @@ class AddressBook:
 
         Args:
             found: addresses of m sequences.
-            allowed: edits that each may have, boolean ``(m, edits)``; None is all.
+            allowed: edits in force that each may have, boolean ``(m, edits)``; None is all.
         """
         scores = self.scores(found)
+        edits = len(self.subjects) - self.spared
+        scores, undone = scores[:, :edits], scores[:, edits:]
         if allowed is not None:
             scores = scores.masked_fill(~allowed, -1.0)
         best, index = scores.max(1)
-        return torch.where(best > self.threshold, index, -1)
+        fires = best > self.threshold
+        if self.spared:
+            fires &= best >= undone.amax(1)
+        return torch.where(fires, index, -1)

@@ -26,7 +26,7 @@ from .address import (
     threshold_of,
 )
 from .bank import BankConfig
-from .edit import Edit, Part
+from .edit import Edit, Part, Spared
 from .gather import Readings, untouched_keys
 from .settings import Place
 
@@ -153,14 +153,16 @@ class Background:
             scores.append(torch.stack([cosine_similarity(keys - frame.mean, own).max() for keys in self._keys[place]]))
         return torch.stack(scores).amax(0)
 
-    def book(self, edits: tuple[Edit, ...]) -> AddressBook | None:
-        """Return the address book of some edits; None without a row gate, or without edits."""
+    def book(self, edits: tuple[Edit, ...], spared: tuple[Spared, ...] = ()) -> AddressBook | None:
+        """Return the address book of some edits and questions to spare; None without a row gate, or without edits."""
         if self.gate is None or not self.gate.address or not edits:
             return None
         assert self.centre is not None
         vectors = [edit.address for edit in edits if edit.address is not None]
         scores = [edit.address_scores for edit in edits if edit.address_scores is not None]
-        return AddressBook.of(self.gate, self.centre, self.floor, vectors, [edit.subject for edit in edits], scores)
+        vectors += [one.address for one in spared]
+        subjects = [edit.subject for edit in edits] + [one.spellings for one in spared]
+        return AddressBook.of(self.gate, self.centre, self.floor, vectors, subjects, scores)
 
     def token_threshold(self, edits: tuple[Edit, ...]) -> float | None:
         """Return the token gate's cosine similarity for some edits; None without a token gate."""

@@ -74,6 +74,34 @@ class Edit:
         return self.parts[0].targets
 
 
+@dataclass(frozen=True)
+class Spared:
+    """The question of an edit that was undone, which no other edit about its subject may answer.
+
+    Attributes:
+        id: of the edit.
+        prompt: how it is asked.
+        subject: what it is about.
+        relation: which relation of the subject; None where the fact named none.
+        address: as of the edit, ``(k, d)``.
+        spellings: of the subject in tokens.
+    """
+
+    id: str
+    prompt: str
+    subject: str
+    relation: str | None
+    address: Tensor
+    spellings: Spellings
+
+    @classmethod
+    def of(cls, edit: Edit) -> Spared:
+        """The question of an edit, which must have an address."""
+        assert edit.address is not None
+        fact = edit.fact
+        return cls(edit.id, fact.prompt, fact.subject, fact.relation, edit.address, edit.subject)
+
+
 def in_force(edits: Iterable[Edit]) -> tuple[Edit, ...]:
     """Return the edits that no other one supersedes, in order."""
     edits = tuple(edits)

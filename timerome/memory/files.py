@@ -19,12 +19,12 @@ from ..functional.gate import deciding
 from .address import Gate, wordings
 from .background import Background, Frame
 from .bank import BankConfig
-from .edit import OPERATIONS, Edit, Part
+from .edit import OPERATIONS, Edit, Part, Spared
 from .manifest import MANIFEST, EditFileError, parse, shown
 from .memory import EditMemory
 from .settings import Place, Settings
 
-FORMAT = "timerome-edit-4"
+FORMAT = "timerome-edit-5"
 MAX_KEYS = 20_000  # in one system: its factor would take 3 GB
 
 SMALL = {torch.float32, torch.bfloat16, torch.float16}
@@ -67,6 +67,7 @@ def save(memory: EditMemory, path: Path, dtype: torch.dtype = torch.float32) -> 
             for edit in history
         ],
         "retired": memory.retired,
+        "spared": [vars(one) | {"address": len(one.address)} for one in memory.spared],
         "floor": background.floor,
         "gate": None if gate is None else gate.to_dict(),
         "protect": None if background.protect is None else [fact.to_dict() for fact in background.protect],
@@ -97,6 +98,7 @@ def save(memory: EditMemory, path: Path, dtype: torch.dtype = torch.float32) -> 
     put("keys", [part.keys for edit in history if not edit.settings.by_place for part in edit.parts])
     put("targets", [part.targets for edit in history for part in edit.parts])
     put("address", [edit.address for edit in history if edit.address is not None], torch.float16)
+    put("spared", [one.address for one in memory.spared], torch.float16)
     put_scores("address_scores", [edit.address_scores for edit in history if edit.address_scores is not None])
     put_scores("token_scores", [edit.token_scores for edit in history if edit.token_scores is not None])
     put("frame_means", [frame.mean[None] for _, frame in frames], torch.float32)
@@ -170,10 +172,12 @@ def read_file(path: Path, form: str, otherwise: str, tensors: bool = True) -> tu
 def _memory(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> EditMemory:
     """Put a memory together from a manifest of the right form and whatever tensors came with it."""
     settings = [Settings.from_dict(values) for values in manifest["settings"]]
-    edits, frames = manifest["edits"], manifest["frames"]
+    edits, frames, spared = manifest["edits"], manifest["frames"], manifest["spared"]
     _require(bool(settings) and len({s.shared for s in settings}) == 1, "no settings, or shared and single ones")
     names = [edit["id"] for edit in edits] + manifest["retired"]
     _require(all(names) and len(set(names)) == len(names), "edit ids are empty or not distinct")
+    undone = [one["id"] for one in spared]
+    _require(len(set(undone)) == len(undone) and set(undone) <= set(manifest["retired"]), "spared edits never undone")
     _require({n for e in edits for n in e["supersedes"]} <= set(names), "an edit supersedes one that never was")
     _require(all(e["operation"] in OPERATIONS for e in edits), f"operations other than {OPERATIONS}")
     gate = None if manifest["gate"] is None else Gate.from_dict(manifest["gate"])
@@ -192,7 +196,7 @@ def _memory(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> EditMemory:
     _require(all(counts) and sum(counts) + sum(held) <= MAX_KEYS * max(1, len(edits)), "edits without or of many keys")
     if settings[0].shared:
         _require(sum(counts) + sum(held) <= MAX_KEYS, f"a system of more than {MAX_KEYS} keys")
-    width = tensors["targets"].shape[-1] if "targets" in tensors else None
+    width = next((tensors[name].shape[-1] for name in ("targets", "spared") if name in tensors), None)
     wanted: dict[str, tuple[int | None, int | None]] = {}
     if edits:
         wanted |= {"targets": (sum(counts), width)}
@@ -203,11 +207,14 @@ def _memory(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> EditMemory:
             wanted |= {"address": (sum(edit["address"] for edit in edits), width)}
         for name, n in scored.items():
             wanted |= dict.fromkeys((name, f"{name}_of"), (len(edits), deciding(n, gate.epsilon if gate else None)))
+    if spared:
+        _require(addressed and all(one["address"] for one in spared), "spared questions without address")
+        wanted |= {"spared": (sum(one["address"] for one in spared), width)}
     if frames:
         wanted |= {"frame_means": (len(frames), width)}
     if sum(held):
         wanted |= {"protect": (sum(held), width)}
-    if addressed and (edits or "centre" in tensors):
+    if addressed and (edits or spared or "centre" in tensors):
         wanted |= {"centre": (1, width)}
     _require(tensors.keys() == wanted.keys(), f"tensors {sorted(tensors)} instead of {sorted(wanted)}")
     for name, (rows, columns) in wanted.items():
@@ -228,6 +235,7 @@ def _memory(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> EditMemory:
     targets = rows_of("targets", counts)
     keys = rows_of("keys", keyed) or [part[:0] for part in targets]
     addresses = rows_of("address", [edit["address"] for edit in edits]) if addressed else []
+    asked = rows_of("spared", [one["address"] for one in spared])
     history, at = [], 0
     for i, values in enumerate(edits):
         own = settings[values["settings"]]
@@ -272,6 +280,17 @@ def _memory(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> EditMemory:
             manifest["floor"],
         ),
         retired=manifest["retired"],
+        spared=[
+            Spared(
+                one["id"],
+                one["prompt"],
+                one["subject"],
+                one["relation"],
+                address,
+                tuple(tuple(ids) for ids in one["spellings"]),
+            )
+            for one, address in zip(spared, asked, strict=True)
+        ],
         fingerprint=manifest["fingerprint"],
         tokenizer=manifest["tokenizer"],
     )

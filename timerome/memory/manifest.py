@@ -33,9 +33,13 @@ _EDIT: Form = {
     "id": str, "fact": dict, "settings": int, "operation": str, "supersedes": [str], "rows": [int], "address": int,
     "subject": [[int]],
 }  # fmt: skip
+_SPARED: Form = {
+    "id": str, "prompt": str, "subject": str, "relation": (str, None), "address": int, "spellings": [[int]],
+}  # fmt: skip
 MANIFEST: Form = {
     "version": str, "fingerprint": str, "tokenizer": str, "settings": [_SETTINGS], "edits": [_EDIT],
-    "retired": [str], "floor": float, "gate": (_GATE, None), "protect": ([dict], None), "bank": _BANK,
+    "retired": [str], "spared": [_SPARED], "floor": float, "gate": (_GATE, None), "protect": ([dict], None),
+    "bank": _BANK,
     "frames": [{"layer": int, "module": str, "role": str, "scale": float, "protect": int}],
 }  # fmt: skip
 CALIBRATION: Form = {

@@ -20,8 +20,8 @@ from .background import Background
 from .bank import BankConfig
 from .calibration import Calibration
 from .combine import Difference, diff, merged, rebuilt
-from .edit import Edit, Operation, in_force
-from .operations import OnConflict, Planned, plan
+from .edit import Edit, Operation, Spared, in_force
+from .operations import OnConflict, Planned, plan, spared
 from .policy import Policy, coordinates_of, usual_coordinate
 from .settings import Settings
 from .systems import System, Systems
@@ -42,6 +42,7 @@ class EditMemory:
         settings: hyperparameters of new edits, where nothing else is said.
         history: all edits that were not undone, in order; those that others supersede do not act.
         retired: ids of edits that were undone; never given away again.
+        spared: questions of undone edits, which no other edit may answer.
         background: what is known of the facts that must be left alone.
         fingerprint: of the backbone it was built on.
         tokenizer: digest of that backbone's tokenizer.
@@ -55,6 +56,7 @@ class EditMemory:
         *,
         background: Background | None = None,
         retired: Iterable[str] = (),
+        spared: Iterable[Spared] = (),
         fingerprint: str,
         tokenizer: str,
         ledger: Ledger | None = None,
@@ -62,6 +64,7 @@ class EditMemory:
         self.settings = settings
         self.history = tuple(history)
         self.retired = tuple(retired)
+        self.spared = tuple(spared)
         self.background = background or Background(bank=settings.bank)
         self.fingerprint = fingerprint
         self.tokenizer = tokenizer
@@ -254,8 +257,16 @@ class EditMemory:
         usual = {"estimator": "null" if answer is None else "lens"}
         return self._change("forget", wanted, backbone, on_conflict, coordinate, usual | settings)
 
-    def undo(self, *edit_ids: str) -> None:
+    def undo(self, *edit_ids: str, spare: bool = True) -> None:
         """Take edits back, whatever came after them; what they superseded acts again. No model is needed.
+
+        Behind a row gate the question of an undone edit is spared from then on: an edit about something else of the
+        same subject, which might have taken it for its own, leaves it alone, and the model answers as it used to. That
+        ends with an edit about the same subject and relation (or prompt, where a fact names no relation).
+
+        Args:
+            edit_ids: of the edits.
+            spare: whether to keep the questions' addresses for that; without, nothing stays of an edit but its id.
 
         Raises:
             KeyError: there is no such edit (also where it was undone before); nothing was changed.
@@ -268,7 +279,7 @@ class EditMemory:
             )
         gone = set(edit_ids)
         left = tuple(edit for edit in self.history if edit.id not in gone)
-        self._commit(left, "undo", [edit for edit in self.history if edit.id in gone])
+        self._commit(left, "undo", [edit for edit in self.history if edit.id in gone], spare)
 
     # Beside other memories --------------------------------------------------------------------------------------------
 
@@ -326,21 +337,25 @@ class EditMemory:
             self._commit((*self.history, *made), operation, made)
         return tuple(p.id for p in planned)
 
-    def _commit(self, history: Sequence[Edit], operation: str | None = None, edits: Sequence[Edit] = ()) -> None:
+    def _commit(
+        self, history: Sequence[Edit], operation: str | None = None, edits: Sequence[Edit] = (), spare: bool = True
+    ) -> None:
         """Make ``history`` the memory's, and tell whatever is attached and the ledger; all or nothing."""
-        before = self.history, self.retired
+        before = self.history, self.retired, self.spared
         kept = {edit.id for edit in history}
-        retired = self.retired + tuple(edit.id for edit in self.history if edit.id not in kept)
+        gone = [edit for edit in self.history if edit.id not in kept]
+        retired = self.retired + tuple(edit.id for edit in gone)
+        left = spared(self.spared, gone if spare else [], self.edits, in_force(history))
         try:
-            self._become(tuple(history), retired)
+            self._become(tuple(history), retired, tuple(left))
             if self.ledger is not None and operation is not None:
                 self.ledger.record(operation, edits, self)
         except BaseException:
             self._become(*before)
             raise
 
-    def _become(self, history: tuple[Edit, ...], retired: tuple[str, ...]) -> None:
-        self.history, self.retired = history, retired
+    def _become(self, history: tuple[Edit, ...], retired: tuple[str, ...], spared: tuple[Spared, ...]) -> None:
+        self.history, self.retired, self.spared = history, retired, spared
         self._derive()
         for attachment in list(self._attachments):
             attachment.refresh()
@@ -348,7 +363,7 @@ class EditMemory:
     def _derive(self) -> None:
         """Bring what depends on the edits in force up to date."""
         self.edits = in_force(self.history)
-        self.book: AddressBook | None = self.background.book(self.edits)
+        self.book: AddressBook | None = self.background.book(self.edits, self.spared)
         self.token_threshold = self.background.token_threshold(self.edits)
         self._solved: tuple[System, ...] | None = None
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ..facts import Fact
-from .edit import Edit, in_force
+from .edit import Edit, Spared, in_force
 
 REFUSAL = "I don't have that information."  # what the bundled testbed was taught to say of what it does not know
 
@@ -43,7 +43,7 @@ class Planned:
     kept: bool = False
 
 
-def conflict(a: Fact, b: Fact) -> bool:
+def conflict(a: Fact | Spared, b: Fact) -> bool:
     """Whether two facts say something of the same subject and relation.
 
     Where one of them names no relation, the prompt stands for it. Letter case and white space do not matter.
@@ -104,6 +104,24 @@ def plan(facts: Sequence[Fact], edits: Sequence[Edit], used: Collection[str], on
             refused,
         )
     return planned
+
+
+def spared(before: Sequence[Spared], gone: Sequence[Edit], was: Sequence[Edit], now: Sequence[Edit]) -> list[Spared]:
+    """Return the questions of undone edits that are to be left alone after a change.
+
+    Those are no longer that an edit in force is about: one made since, or one that the undone edit had superseded.
+
+    Args:
+        before: those before the change.
+        gone: edits that it undid.
+        was: edits in force before it.
+        now: edits in force after it.
+    """
+    known = {edit.id for edit in was}
+    fresh = [edit.fact for edit in now if edit.id not in known]
+    left = [old for old in before if not any(conflict(old, fact) for fact in fresh)]
+    new = [Spared.of(edit) for edit in gone if edit.address is not None]
+    return left + [one for one in new if not any(conflict(one, edit.fact) for edit in now)]
 
 
 def free_id(name: str, taken: Collection[str]) -> str:

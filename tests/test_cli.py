@@ -10,6 +10,7 @@ import timerome as tr
 from tests.tiny import tiny_facts, tiny_llada
 from timerome import cli
 from timerome.cli import main
+from timerome.memory.files import read_manifest
 from timerome.splits import bundled_facts
 
 FAST = ["--samples", "2", "--canvas", "8", "--steps", "2", "--quiet"]
@@ -169,6 +170,10 @@ def test_revise_and_diff(work, tmp_path):
     assert (found["edits"], found["added"], found["removed"]) == ([second, new], [new], [first])
     assert run("diff", file, out, json_path=tmp_path / "diff.json")["added"] == [new]
     assert [json.loads(line)["operation"] for line in ledger.read_text().splitlines()] == ["removed", "added"]
+    assert [one["id"] for one in read_manifest(out)["spared"]] == [first]
+    run("revise", "--memory", out, "--undo", f"[{second}]", "--spare", "false", json_path=tmp_path / "again.json")
+    assert [one["id"] for one in read_manifest(out)["spared"]] == [first]
+    assert read_manifest(out)["retired"] == [first, second]
 
 
 def test_audit_with_a_memory(work, tmp_path):

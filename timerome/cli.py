@@ -328,6 +328,8 @@ def _inspect_file(file: Path) -> dict[str, Any]:
     manifest = read_manifest(file)
     edits, gate = manifest["edits"], manifest["gate"]
     rows = [("edits", f"{len(edits)}: {_short(', '.join(edit['id'] for edit in edits))}")]
+    undone, spared = manifest["retired"], manifest["spared"]
+    rows.append(("undone", f"{len(undone)}, {len(spared)} spared: {_short(', '.join(undone)) or 'none'}"))
     for i, settings in enumerate(manifest["settings"]):
         own = sum(edit["settings"] == i for edit in edits)
         rows += [(f"{k} ({own} edits)", _short(v)) for k, v in settings.items()]

@@ -18,6 +18,7 @@ def revise(
     forget: str | None = None,
     answer: str | None = None,
     undo: list[str] | None = None,
+    spare: bool = True,
     merge: Path | None = None,
     on_conflict: Literal["error", "replace", "keep"] = "error",
     ledger: Path | None = None,
@@ -38,6 +39,7 @@ def revise(
         forget: facts to leave unsaid.
         answer: what to say instead of forgotten facts.
         undo: ids of edits to take back, as a list.
+        spare: keep the questions of undone edits from being answered by others about their subjects.
         merge: an edit file whose edits to take over.
         on_conflict: what to do where an edit in force has the same subject and relation.
         ledger: JSON-lines file that records what was changed.
@@ -54,7 +56,7 @@ def revise(
     jobs = [facts for facts in (insert, update, forget) if facts is not None]
     with progress.task("revise", len(jobs) + 1) as step:
         if undo:
-            changed.undo(*undo)
+            changed.undo(*undo, spare=spare)
         if merge is not None:
             changed.merge(EditMemory.load(merge, backbone), on_conflict=on_conflict)
         step(1)

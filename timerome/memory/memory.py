@@ -36,7 +36,8 @@ class EditMemory:
 
     Make one with :meth:`build` or :meth:`load`; change it with :meth:`insert`, :meth:`update`, :meth:`forget` and
     :meth:`undo`; use it with :meth:`attached` or in an ``EditCallback``. Each change is a transaction: all of it
-    happens or nothing, and after it the memory is the one that would have been built from the edits that are left.
+    happens or nothing, and after it the memory is the one that would have been built from the edits that are left, but
+    that questions of undone ones are spared.
 
     Attributes:
         settings: hyperparameters of new edits, where nothing else is said.

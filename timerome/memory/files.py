@@ -281,14 +281,7 @@ def _memory(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> EditMemory:
         ),
         retired=manifest["retired"],
         spared=[
-            Spared(
-                one["id"],
-                one["prompt"],
-                one["subject"],
-                one["relation"],
-                address,
-                tuple(tuple(ids) for ids in one["spellings"]),
-            )
+            Spared(**one | {"address": address, "spellings": tuple(map(tuple, one["spellings"]))})
             for one, address in zip(spared, asked, strict=True)
         ],
         fingerprint=manifest["fingerprint"],

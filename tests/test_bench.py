@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import torch
 from timerome import bench
 from timerome.bench import lowrank, solvers
 from timerome.bench.cases import Case, Rival, Setup, rows_of
-from timerome.bench.timing import Ceilings, Timing, peak_bytes, race
+from timerome.bench.timing import Call, Ceilings, Parts, Timing, peak_bytes, race, race_in_parts
 from timerome.cli import main
 from timerome.ops import sparse_lowrank_residual
 
@@ -27,6 +29,32 @@ def test_rivals_take_turns_and_short_calls_are_repeated() -> None:
     found = race({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, CPU, budget=0.01, most=5)
     assert len(found["a"].samples) == len(found["b"].samples) == 5
     assert calls.count("a") > 100  # a call of a microsecond is repeated within a round
+
+
+def test_long_work_takes_turns_part_by_part_and_what_is_around_a_part_is_gone_before_the_next() -> None:
+    done: list[str] = []
+
+    @contextmanager
+    def around(i: int) -> Iterator[Call]:
+        done.append("begin")
+        yield lambda: done.append(f"a{i}")
+        done.append("end")
+
+    rivals: dict[str, Parts] = {
+        "a": lambda: map(around, range(3)),
+        "b": lambda: (nullcontext(lambda i=i: done.append(f"b{i}")) for i in range(4)),
+    }
+    found = race_in_parts(rivals, CPU, budget=0.0, least=5)
+    assert len(found["a"].samples) == len(found["b"].samples) == 5
+    assert len(done) == 6 * (3 * 3 + 4)
+    for first in range(0, len(done), 13):
+        a_round = done[first : first + 13]
+        assert [x for x in a_round if x[0] == "b" and x != "begin"] == ["b0", "b1", "b2", "b3"]
+        assert [x for x in a_round if x[0] == "a"] == ["a0", "a1", "a2"]
+        for i in range(3):
+            at = a_round.index(f"a{i}")
+            assert (a_round[at - 1], a_round[at + 1]) == ("begin", "end")
+            assert abs(a_round.index(f"b{i}") - at) == 2
 
 
 def test_ratio_is_taken_within_rounds() -> None:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from timerome.functional.gate import conformal_threshold, cosine_similarity
+from timerome.functional.gate import conformal_threshold, cosine_similarity, name_overlap
 
 
 def test_similarity():
@@ -42,3 +42,16 @@ def test_a_promise_that_cannot_be_kept_is_refused():
         conformal_threshold(torch.arange(10.0), 0.0)
     with pytest.raises(ValueError, match="finite"):
         conformal_threshold(torch.tensor([1.0, torch.nan]), 0.5)
+
+
+TOKENS = st.lists(st.integers(0, 9), max_size=4)
+
+
+@given(st.lists(st.frozensets(st.integers(0, 9)), max_size=3), st.lists(st.lists(TOKENS, max_size=3), max_size=4))
+def test_overlap_is_that_of_the_best_spelling(texts, names):
+    found = name_overlap(texts, names)
+    assert found.shape == (len(texts), len(names))
+    for i, text in enumerate(texts):
+        for j, name in enumerate(names):
+            shares = [sum(token in text for token in spelled) / len(spelled) for spelled in name if spelled]
+            assert found[i, j] == torch.tensor(max(shares, default=0.0))

@@ -225,6 +225,17 @@ def test_rows_without_a_canvas_are_left_alone(backbone: tr.Backbone) -> None:
         assert not attachment.hits
 
 
+def test_large_activations_are_finite(backbone: tr.Backbone, shared: tr.EditMemory) -> None:
+    """Also where their sum is not."""
+    attachment, large = shared.attached(backbone), torch.full((1, 4, backbone.hidden_size), 3e38)
+    rows = torch.full((1, 4), MASK)
+    attachment._begin(rows, {})
+    edit = attachment._editing(attachment._applied[0])
+    assert edit(large) is not None
+    with pytest.raises(FloatingPointError, match="not finite"):
+        edit(large.index_fill(1, torch.tensor([2]), torch.inf))
+
+
 # Several memories ------------------------------------------------------------------------------------------------
 
 

@@ -1,11 +1,16 @@
 """Edits by place of the answer, and addresses that also read the subject's name."""
 
+from types import SimpleNamespace
+
+import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import given, settings
 
 import timerome as tr
 from tests.tiny import tiny_dream, tiny_facts, tiny_llada
 from timerome.memory.address import AddressBook, Gate, Reading, floor_of, related_cosines
+from timerome.memory.apply import ByPlace
 from timerome.splits import bundled_facts
 
 
@@ -46,6 +51,32 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
     memory.undo(*[edit.id for edit in memory.edits])
     with memory.attached(backbone):
         assert tr.generate(backbone, prompts, canvas=8) == tr.generate(tr.load("testbed"), prompts, canvas=8)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_each_row_gets_the_lines_of_its_edits_one_after_the_other(data):
+    batch, length, d = 3, 6, 4
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+    sizes = data.draw(st.lists(st.integers(0, 4), min_size=1, max_size=4).filter(any))  # 0: nothing at this site
+    tables = [torch.randn(n, d, generator=generator) if n else None for n in sizes]
+    some = st.lists(st.integers(0, len(sizes) - 1), unique=True).map(tuple)
+    chosen = data.draw(st.none() | st.lists(some, min_size=batch, max_size=batch))
+    h = torch.randn(batch, length, d, generator=generator).to(data.draw(st.sampled_from([torch.float32, torch.half])))
+    masked = torch.rand(batch, length, generator=generator) < 0.5
+    places = torch.randint(-1, length, (batch, length), generator=generator)
+    apply, kept = ByPlace(tables), h.clone()
+    for _ in range(2):  # the second time nothing but the masks changes
+        wanted = h.clone()
+        for row in range(batch):
+            for i in range(len(sizes)) if chosen is None else chosen[row]:
+                for column in masked[row].nonzero().flatten().tolist():
+                    if (table := tables[i]) is not None:
+                        line = min(max(int(places[row, column]), 0), len(table) - 1)
+                        wanted[row, column] += table[line].to(h.dtype)
+        assert torch.equal(apply(h, chosen, SimpleNamespace(masked=masked, places=places)), wanted)
+        masked = masked & (torch.rand(batch, length, generator=generator) < 0.5)
+    assert torch.equal(h, kept)
 
 
 def test_it_needs_lens_targets_of_its_own_and_no_token_gate():

@@ -87,6 +87,27 @@ def test_an_announced_canvas_is_believed(backbone: tr.Backbone, tracker: RowTrac
         assert tracker.begin(ids).step == 0
 
 
+def test_announced_steps_are_believed(backbone: tr.Backbone, tracker: RowTracker) -> None:
+    """Whatever the ids say; until another loop begins, or the sequences grow."""
+    canvas = torch.tensor([[False, True, True]])
+
+    def begin(ids: list[list[int]], loop: object) -> Any:
+        with backbone.on_canvas(canvas if len(ids[0]) == 3 else None, loop):
+            return tracker.begin(torch.tensor(ids))
+
+    one, two = object(), object()
+    first = begin([[5, M, M]], one)
+    again = begin([[5, M, M]], one)
+    assert again.step == 1
+    assert again.asked is first.asked
+    assert begin([[5, 9, M]], one).masked.tolist() == [[False, False, True]]
+    assert begin([[5, M, M]], two).step == 0
+    assert begin([[5, 9, M]], two).step == 1
+    assert begin([[5, 9, 8, M]], two).step == 2
+    assert begin([[6, M, M]], two).step == 0
+    assert tracker.begin(torch.tensor([[7, M, M]])).step == 0  # announced no more
+
+
 # Guidance --------------------------------------------------------------------------------------------------------
 
 
@@ -323,7 +344,7 @@ def test_the_short_way_says_what_the_long_way_says(
     for _ in range(14):
         with backbone.on_canvas(canvas if announced else None):
             a, b = short.begin(ids), long.begin(ids)
-        for name in ("ids", "canvas", "places", "_masked"):
+        for name in ("canvas", "places", "masked"):
             assert torch.equal(getattr(a, name), getattr(b, name)), name
         assert a.step == b.step and [x.key for x in a.asked] == [x.key for x in b.asked]
         what = int(draw(8, (1,)))

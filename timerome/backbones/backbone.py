@@ -64,6 +64,7 @@ class Backbone:
         self.eos_id: int | None = eos if eos is not None else getattr(config, "eos_token_id", None)
         self._blocks = self._part(architecture.blocks)
         self._canvas: Tensor | None = None
+        self._loop: object | None = None
         self._rows: tuple[int, ...] | None = None
         self.padding = architecture.masks != "none"
         self._check_vocabulary()
@@ -215,6 +216,7 @@ class Backbone:
         *,
         attention_mask: Tensor | None = None,
         timestep: Tensor | None = None,
+        loop: object | None = None,
     ) -> Tensor:
         """Return float32 logits ``(B, L, V)`` in which position i is predicted at i, whatever the model's shift.
 
@@ -224,8 +226,9 @@ class Backbone:
                 attached (see :meth:`on_canvas`); None leaves it to be inferred from the mask tokens.
             attention_mask: as for :meth:`forward`.
             timestep: as for :meth:`forward`.
+            loop: announced too.
         """
-        with self.on_canvas(canvas):
+        with self.on_canvas(canvas, loop):
             logits = self._without_mask(self.forward(ids, attention_mask=attention_mask, timestep=timestep).float())
         if self.shift:
             logits = torch.cat([logits[:, : self.shift], logits[:, : -self.shift]], dim=1)
@@ -238,18 +241,30 @@ class Backbone:
         return logits.index_fill(-1, torch.tensor([self.mask_id], device=logits.device), -torch.inf)
 
     @contextmanager
-    def on_canvas(self, canvas: Tensor | None) -> Iterator[None]:
-        """Announce which positions ``(B, L)`` are generated, for the forwards inside."""
-        before, self._canvas = self._canvas, canvas
+    def on_canvas(self, canvas: Tensor | None, loop: object | None = None) -> Iterator[None]:
+        """Announce which positions ``(B, L)`` are generated, for the forwards inside; and that they are a loop's steps.
+
+        Args:
+            canvas: the positions.
+            loop: stands for one loop: its forwards are steps, one after the other, of the same sequences in the same
+                rows, and each announces it. So these need not be recognised by their ids.
+        """
+        before = self._canvas, self._loop
+        self._canvas, self._loop = canvas, loop
         try:
             yield
         finally:
-            self._canvas = before
+            self._canvas, self._loop = before
 
     @property
     def canvas(self) -> Tensor | None:
         """The canvas announced for the running forward, or None."""
         return self._canvas
+
+    @property
+    def loop(self) -> object | None:
+        """What was announced to stand for the running loop, or None."""
+        return self._loop
 
     @contextmanager
     def on_rows(self, rows: Sequence[int]) -> Iterator[None]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .timing import Ceilings, Timing, peak_bytes, race
+from .timing import Ceilings, Parts, Timing, peak_bytes, race, race_in_parts
 
 OURS = "timerome"
 
@@ -22,11 +22,13 @@ class Rival:
         call: does it once and returns the result.
         torch: counts as PyTorch's, so that the best of these is what ours is compared with.
         allowed: how wrong its result may be, where more is allowed than the case does for the others.
+        parts: does it part by part, and is what is timed; for all rivals of a case or for none.
     """
 
     call: Callable[[], Any]
     torch: bool = True
     allowed: float | None = None
+    parts: Parts | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,8 @@ def rows_of(sizes: dict[str, Any], case: Case, setup: Setup, ceilings: Ceilings,
             raise AssertionError(f"{name} is wrong by {errors[name]:.2g} (allowed: {allowed:.2g}) at {sizes}.")
         else:
             refused[name] = f"wrong by {errors[name]:.2g}"
-    timed = race(fit, setup.device, budget=budget)
+    parts = {name: rival.parts for name, rival in case.rivals.items() if name in fit and rival.parts is not None}
+    timed = race_in_parts(parts, setup.device, budget=budget) if parts else race(fit, setup.device, budget=budget)
     stock = [name for name in timed if case.rivals[name].torch]
     best = min(stock, key=lambda name: timed[name].median) if stock else None
     floor = ceilings.floor(case.nbytes, case.operations)

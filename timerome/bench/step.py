@@ -1,15 +1,16 @@
 """The whole: what a memory adds to a model's denoising.
 
 ``testbed`` is the bundled model and the demo's memory of 40 forgotten facts: four questions decoded, a token a step,
-such as it leaves alone (``held out``) or such as it edits (``forgotten``), finding out which included. The other models
-have the shapes of published ones and random weights, on which a step's cost does not depend: one forward pass, half of
-its tokens edited at one block.
+such as it leaves alone (``held out``) or such as it edits (``forgotten``), finding out which included, attaching the
+memory not; with it and without take turns step by step. The other models have the shapes of published ones and random
+weights, on which a step's cost does not depend: one forward pass, half of its tokens edited at one block.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,12 +18,13 @@ from torch import Tensor, nn
 
 from ..backbones import Backbone, load
 from ..demo import DEMO, build
-from ..diffusion import SamplerConfig, generate
+from ..diffusion import DenoisingLoop, SamplerConfig, generate
 from ..memory import EditMemory
 from ..ops import kept_count, sparse_lowrank_residual_
 from ..splits import demo_split
 from .cases import Benchmark, Case, Rival, Setup
 from .lowrank import ALPHA, add_kept, kept_by_kthvalue
+from .timing import Call
 
 # hidden size, feed-forward size, heads, key-value heads, blocks, vocabulary: of the published configurations.
 SHAPES = {
@@ -116,25 +118,46 @@ def _testbed(setup: Setup, canvas: int, what: str) -> Case:
     """Decode four questions, with the memory and without; ``held out`` ones must come out the same."""
     with torch.inference_mode(False):
         backbone, memory = _demo_memory(setup.device)
-    split, steps = demo_split(), canvas
+    split = demo_split()
     prompts = [fact.prompt for fact in (split.held_out if what == "held out" else split.forget)[:4]]
 
     def plain() -> list[str]:
-        return generate(backbone, prompts, canvas=canvas, config=SamplerConfig(steps=steps))
+        return generate(backbone, prompts, canvas=canvas, config=SamplerConfig(steps=canvas))
 
     def edited() -> list[str]:
         with memory.attached(backbone):
             return plain()
+
+    def steps() -> Iterator[Call]:
+        for prompt in prompts:
+            asked = torch.tensor([backbone.encode(prompt)], device=setup.device)
+            ids = torch.nn.functional.pad(asked, (0, canvas), value=backbone.mask_id)
+            loop = DenoisingLoop(backbone, ids, ids == backbone.mask_id, SamplerConfig(steps=canvas))
+            while not loop.done:
+                yield loop.advance
+
+    def edited_steps() -> Iterator[AbstractContextManager[Call]]:
+        attachment = memory.attached(backbone)
+
+        @contextmanager
+        def attached(step: Call) -> Iterator[Call]:
+            with attachment:
+                yield step
+
+        return map(attached, steps())
 
     truth = plain() if what == "held out" else edited()
 
     def error(texts: list[str]) -> float:
         return sum(a != b for a, b in zip(texts, truth, strict=True)) / len(truth)
 
-    rivals = {"no memory": Rival(plain, allowed=1.0), "timerome": Rival(edited, torch=False)}
+    rivals = {
+        "no memory": Rival(plain, allowed=1.0, parts=lambda: map(nullcontext, steps())),
+        "timerome": Rival(edited, torch=False, parts=edited_steps),
+    }
     tokens = len(prompts) * (canvas + 16)
     parameters = sum(p.numel() for p in backbone.model.parameters())
-    return Case(rivals, error, 0.0, parameters * 4.0 * steps, 2.0 * parameters * tokens * steps)
+    return Case(rivals, error, 0.0, parameters * 4.0 * canvas, 2.0 * parameters * tokens * canvas)
 
 
 def _stand(setup: Setup, name: str, tokens: int, n: int) -> Case:

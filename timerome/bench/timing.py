@@ -6,13 +6,15 @@ import os
 import random
 import statistics as stats
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 Call = Callable[[], object]
+Parts = Callable[[], Iterator[AbstractContextManager[Call]]]
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler below says on stderr that it begins, and that it ends
 
 
@@ -83,6 +85,54 @@ def race(
         for name in order:
             samples[name].append(clock(rivals[name], repeats[name]))
     return {name: Timing(tuple(taken)) for name, taken in samples.items()}
+
+
+def race_in_parts(
+    rivals: dict[str, Parts], device: torch.device, *, budget: float = 1.0, least: int = 5, most: int = 60
+) -> dict[str, Timing]:
+    """Time long work that consists of many parts: the rivals take turns part by part.
+
+    So whatever disturbs the machine for longer than a part disturbs all of them alike.
+
+    Args:
+        rivals: by name, what does the work: it yields the parts one after the other, each a call within what it needs
+            around it, which is not timed. All of them are gone through once before, unmeasured.
+        device: as for :func:`race`.
+        budget: seconds for all of them together; the number of rounds follows from it.
+        least: rounds at least.
+        most: rounds at most.
+
+    Returns:
+        The timings of the whole work, by name.
+
+    Example:
+        >>> from contextlib import nullcontext
+        >>> def a():
+        ...     return map(nullcontext, [time.localtime] * 3)
+        >>> found = race_in_parts({"a": a}, torch.device("cpu"), budget=0.01)
+        >>> found["a"].median > 0
+        True
+    """
+    clock = _events(device) if device.type == "cuda" else _wall
+    shuffle = random.Random(0).shuffle
+
+    def one_round() -> dict[str, float]:
+        total, under_way = dict.fromkeys(rivals, 0.0), {name: parts() for name, parts in rivals.items()}
+        while under_way:
+            order = list(under_way)
+            shuffle(order)
+            for name in order:
+                part = next(under_way[name], None)
+                if part is None:
+                    del under_way[name]
+                    continue
+                with part as call:
+                    total[name] += clock(call, 1)
+        return total
+
+    rounds = max(least, min(most, int(budget / max(sum(one_round().values()), 1e-9))))
+    found = [one_round() for _ in range(rounds)]
+    return {name: Timing(tuple(taken[name] for taken in found)) for name in rivals}
 
 
 def _wall(call: Call, repeats: int) -> float:

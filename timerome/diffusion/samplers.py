@@ -97,6 +97,7 @@ class DenoisingLoop:
         self.ids = ids.to(backbone.device).clone()
         self.canvas = canvas.to(backbone.device).clone()
         self.step = 0
+        self._announced = object()  # not the loop: whoever is told of it would keep all it holds
         self._generator = torch.Generator().manual_seed(config.seed)
         self._kept: tuple[Tensor, Tensor] | None = None
         size = int(sizes[0]) if len(sizes) else 0
@@ -143,11 +144,12 @@ class DenoisingLoop:
                 torch.cat([ids, unasked]),
                 torch.cat([canvas, torch.zeros_like(canvas)]),
                 attention_mask=None if sees is None else torch.cat([sees, sees]),
+                loop=self._announced,
             )
             asked, free = both.chunk(2)
             logits = free + (self.config.cfg_scale + 1) * (asked - free)
         else:
-            logits = self.backbone.logits(ids, canvas, attention_mask=sees)
+            logits = self.backbone.logits(ids, canvas, attention_mask=sees, loop=self._announced)
         if self.config.reuse:
             self._kept = (ids, logits)
         return logits

@@ -87,12 +87,15 @@ def name_overlap(texts: Sequence[AbstractSet[int]], names: Sequence[Sequence[Seq
         >>> name_overlap([{0, 1, 2}], [[[1, 2]], [[2, 3], [4]]])
         tensor([[1.0000, 0.5000]])
     """
-    column = {token: i for i, token in enumerate({t for name in names for spelled in name for t in spelled})}
+    spelled = [(i, spelling) for i, name in enumerate(names) for spelling in name if spelling]
+    column = {token: i for i, token in enumerate({token for _, spelling in spelled for token in spelling})}
     holds = torch.zeros(len(texts), len(column))
     for row, text in zip(holds, texts, strict=True):
         row[[column[token] for token in column.keys() & text]] = 1.0
+    owner = torch.tensor([i for i, _ in spelled], dtype=torch.int64)
+    sizes = torch.tensor([len(spelling) for _, spelling in spelled], dtype=torch.int64)
+    tokens = torch.tensor([column[token] for _, spelling in spelled for token in spelling], dtype=torch.int64)
+    held = torch.zeros(len(texts), len(spelled))
+    held.index_add_(1, torch.arange(len(spelled)).repeat_interleave(sizes), holds[:, tokens])
     found = torch.zeros(len(texts), len(names))
-    for i, name in enumerate(names):
-        for spelled in filter(None, name):
-            found[:, i] = torch.maximum(found[:, i], holds[:, [column[t] for t in spelled]].sum(1) / len(spelled))
-    return found
+    return found.scatter_reduce_(1, owner.expand_as(held), held / sizes, "amax")

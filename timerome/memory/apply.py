@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,14 +42,12 @@ class Own:
 
     def __call__(self, h: Tensor, chosen: Chosen, tokens: Tensor | None, threshold: float | None) -> Tensor:
         """Return ``h`` ``(B, L, d)`` with each row's edits added, one after the other in the memory's order."""
-        rows = [tuple(range(len(self.place)))] * len(h) if chosen is None else chosen
-        mine = [[self.place[i] for i in row if self.place[i] >= 0] for row in rows]
-        for n in range(max(map(len, mine), default=0)):
-            sets = torch.tensor([row[n] if n < len(row) else -1 for row in mine], device=h.device)
-            packed = self.packed
+        packed = self.packed
+        for sets in nth_of_each(chosen, self.place, len(h)):
             h = ops.sparse_lowrank_residual(
                 h, packed.keys, packed.coef, packed.values, mean=packed.mean, alpha=self.alpha, sparsity=self.sparsity,
-                row_mask=tokens, gate_threshold=threshold, edit_set=sets, segments=packed.segments,
+                row_mask=tokens, gate_threshold=threshold, edit_set=torch.tensor(sets, device=h.device),
+                segments=packed.segments,
             )  # fmt: skip
         return h
 
@@ -109,35 +107,49 @@ class Together:
         return self._parts[names]
 
 
-@dataclass
 class ByPlace:
     """Edits that change each place of the answer by what it needs.
 
-    Attributes:
+    Args:
         tables: of each of the memory's edits what its places are changed by, strength and sparsity included,
             ``(places, d)``; None for those that have none here.
     """
 
-    tables: list[Tensor | None]
+    def __init__(self, tables: list[Tensor | None]) -> None:
+        own = [table for table in tables if table is not None]
+        numbers = iter(range(len(own)))
+        self.place = [-1 if table is None else next(numbers) for table in tables]
+        self.table = torch.cat([*own, own[0].new_zeros(1, own[0].shape[1])])
+        self._nothing = torch.tensor(len(self.table) - 1)  # the line that changes nothing
+        sizes = torch.tensor([len(table) for table in own])
+        self._first, self._last = sizes.cumsum(0) - sizes, sizes - 1
+        self._lines: tuple[Chosen, Tensor, list[Tensor]] | None = None
 
     def __call__(self, h: Tensor, chosen: Chosen, rows: Rows) -> Tensor:
         """Return ``h`` ``(B, L, d)`` with each row's edits added where masked answer tokens are predicted."""
-        out, tokens = h, rows.positions("object")
-        given = [range(len(self.tables))] * len(h) if chosen is None else chosen
-        for row, edits in enumerate(given):
-            tables = [table for table in (self.tables[i] for i in edits) if table is not None]
-            if not tables:
-                continue
-            where = tokens[row].nonzero().flatten()
-            if not len(where):
-                continue
-            if out is h:
-                out = h.clone()
-            places = rows.places[row].index_select(0, where)
-            for table in tables:
-                change = table.index_select(0, places.clamp(0, len(table) - 1).to(table.device))
-                out[row].index_add_(0, where.to(h.device), change.to(h))
-        return out
+        if self._lines is None or self._lines[0] is not chosen or self._lines[1] is not rows.places:
+            self._lines = chosen, rows.places, self._of(chosen, rows.places)
+        for line in self._lines[2]:
+            line = torch.where(rows.masked, line, self._nothing)
+            h = h + torch.embedding(self.table, line.to(h.device)).to(h.dtype)
+        return h
+
+    def _of(self, chosen: Chosen, places: Tensor) -> list[Tensor]:
+        """Which line of the table each position of a row's first edit takes, of its second, and so on, ``(B, L)``."""
+        found = []
+        for edit in map(torch.tensor, nth_of_each(chosen, self.place, len(places))):
+            of = edit.clamp_min(0)[:, None]
+            line = self._first[of] + places.clamp_min(0).minimum(self._last[of])
+            found.append(torch.where(edit[:, None] < 0, self._nothing, line))
+        return found
+
+
+def nth_of_each(chosen: Chosen, place: list[int], rows: int) -> Iterator[list[int]]:
+    """Yield the place of each row's first edit that has one, then of its second, and so on; -1 where there is none."""
+    given = [tuple(range(len(place)))] * rows if chosen is None else chosen
+    mine = [[place[i] for i in row if place[i] >= 0] for row in given]
+    for n in range(max(map(len, mine), default=0)):
+        yield [row[n] if n < len(row) else -1 for row in mine]
 
 
 @dataclass
@@ -206,13 +218,17 @@ def applied_at(site: Site, memory: EditMemory, device: torch.device) -> Applied:
 
 
 def _by_place(site: Site, memory: EditMemory, device: torch.device) -> ByPlace | None:
-    tables: list[Tensor | None] = []
-    for edit in memory.edits:
+    groups: dict[tuple[float, float], dict[int, Tensor]] = {}
+    for i, edit in enumerate(memory.edits):
         part = next((p for p in edit.parts if p.coordinate.site == site), None)
-        if part is None or not edit.settings.by_place:
-            tables.append(None)
-            continue
-        offsets = part.targets.to(device)
-        kept = kept_count(offsets.shape[1], edit.settings.sparsity)
-        tables.append(ops.sparsify_add(torch.zeros_like(offsets), offsets, kept, alpha=strength(edit.settings)))
-    return ByPlace(tables) if any(table is not None for table in tables) else None
+        if part is not None and edit.settings.by_place:
+            alike = groups.setdefault((edit.settings.sparsity, strength(edit.settings)), {})
+            alike[i] = part.targets
+    tables: list[Tensor | None] = [None] * len(memory.edits)
+    for (sparsity, alpha), own in groups.items():
+        offsets = torch.cat(list(own.values())).to(device)
+        kept = kept_count(offsets.shape[1], sparsity)
+        changes = ops.sparsify_add(torch.zeros_like(offsets), offsets, kept, alpha=alpha)
+        for i, table in zip(own, changes.split([len(t) for t in own.values()]), strict=True):
+            tables[i] = table
+    return ByPlace(tables) if groups else None

@@ -17,7 +17,7 @@ from ..coordinates import Role
 from ..hooks import Hooks
 from .address import Reading, addresses
 from .apply import Applied, applied_at
-from .rows import Rows, RowTracker
+from .rows import Asked, Rows, RowTracker
 
 if TYPE_CHECKING:
     from .memory import EditMemory
@@ -100,6 +100,8 @@ class Attachment:
         self._tracker = RowTracker(backbone)
         self._rows: Rows | None = None
         self._chosen: list[tuple[int, ...]] | None = None
+        self._chosen_for: tuple[tuple[Asked, ...], list[frozenset[str] | None]] | None = None
+        self._given_to: list[tuple[str, int]] = []
         self._allowed: list[frozenset[str] | None] = []
         self.refresh()
 
@@ -175,6 +177,7 @@ class Attachment:
     def refresh(self) -> None:
         """Take over changes of the memory; it calls this itself."""
         self._given.clear()
+        self._chosen_for = None
         self._applied = [applied_at(site, self.memory, self.backbone.device) for site in self.memory.sites]
         self._set_hooks()
 
@@ -196,22 +199,30 @@ class Attachment:
         if _UNEDITED[id(self.backbone.model)]:
             return
         rows = self._rows = self._tracker.begin(ids, called)
-        self._allowed = self._sets_of(len(ids))
+        allowed = self._allowed = self._sets_of(len(ids))
+        asked = rows.asked if self.memory.gated else ()
+        # Mostly the same rows go on by one step.
+        if self._chosen_for is None or self._chosen_for[0] is not asked or self._chosen_for[1] != allowed:
+            self._chosen_for = None
+            self._chosen = self._choose(rows, allowed)
+            self._chosen_for = asked, allowed
+            edits = Counter(i for row in self._chosen or () for i in row)
+            self._given_to = [(self.memory.edits[i].id, n) for i, n in edits.items()]
+        for name, n in self._given_to if self._chosen is not None else [("*", len(ids))]:
+            self.counts[name, rows.step] += n
+
+    def _choose(self, rows: Rows, allowed: list[frozenset[str] | None]) -> list[tuple[int, ...]] | None:
+        """Return the indices of each row's edits; None where all rows have all."""
         if self.memory.gated:
-            self._chosen = [(i,) if i >= 0 else () for i in self._address(rows, self._allowed)]
-        elif all(allowed is None for allowed in self._allowed):
-            self._chosen = None
-            self.counts["*", rows.step] += len(ids)
-            return
-        else:
-            index = {edit.id: i for i, edit in enumerate(self.memory.edits)}
-            everything = tuple(index.values())
-            self._chosen = [
-                everything if allowed is None else tuple(sorted(index[name] for name in allowed & index.keys()))
-                for allowed in self._allowed
-            ]
-        for i, n in Counter(i for row in self._chosen for i in row).items():
-            self.counts[self.memory.edits[i].id, rows.step] += n
+            return [(i,) if i >= 0 else () for i in self._address(rows, allowed)]
+        if all(names is None for names in allowed):
+            return None
+        index = {edit.id: i for i, edit in enumerate(self.memory.edits)}
+        everything = tuple(index.values())
+        return [
+            everything if names is None else tuple(sorted(index[name] for name in names & index.keys()))
+            for names in allowed
+        ]
 
     def _sets_of(self, batch: int) -> list[frozenset[str] | None]:
         """Which edits each row of a forward may have."""
@@ -262,9 +273,8 @@ class Attachment:
                 return None
             if self._chosen is not None and not any(self._chosen):
                 return None
-            # The extremes of a tensor that holds a NaN are NaN; asking every entry takes ten times as long. A GPU is
-            # waited for once.
-            if h.numel() and not all(map(math.isfinite, torch.stack(torch.aminmax(h.detach())).tolist())):
+            # A sum is finite only where all entries are; asking every entry takes many times as long.
+            if not (math.isfinite(h.detach().sum()) or torch.isfinite(h).all()):
                 raise FloatingPointError(
                     f"EditMemory: activations at {applied.site} are not finite; check the model's weights, dtype and "
                     "inputs."

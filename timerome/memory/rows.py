@@ -1,7 +1,8 @@
 """Which sequence each row of a forward is, where its canvas lies, and which denoising step it is at.
 
 Loops other than this library's tell nothing of this, so it is inferred from what the model is given: the ids that reach
-the embedding, and the cache and positions that reach the first block (one call of it is one step).
+the embedding, and the cache and positions that reach the first block (one call of it is one step). All of it happens on
+the CPU: the ids of a batch are few, and each question asked of a GPU would be a wait for it.
 """
 
 from __future__ import annotations
@@ -42,10 +43,10 @@ class Asked:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one forward, each a sequence or, where the loop caches, a slice of one.
+    """The rows of one forward, each a sequence or, where the loop caches, a slice of one. Tensors are on the CPU.
 
     Attributes:
-        ids: what the model sees, ``(B, L)``.
+        backbone: the model.
         canvas: the answer positions, masked or not, boolean ``(B, L)``.
         step: the denoising step, counted from 0 for each new batch.
         problem: why the sequences are not known; empty where they are.
@@ -53,12 +54,12 @@ class Rows:
             int64 ``(B, L)``.
     """
 
-    ids: Tensor
+    backbone: Backbone
     canvas: Tensor
     step: int
     problem: str
     _asked: tuple[Asked, ...]
-    _masked: Tensor
+    _masks: Tensor
     places: Tensor
 
     @property
@@ -72,24 +73,38 @@ class Rows:
             raise UnknownRowsError(self.problem)
         return self._asked
 
+    @cached_property
+    def masked(self) -> Tensor:
+        """Where masked answer tokens are predicted, boolean ``(B, L)``."""
+        return self.backbone.reads_from(self.canvas & self._masks)
+
     def positions(self, role: Role) -> Tensor:
         """Where an edit of this role acts: where masked answer tokens are predicted, or the prompt, ``(B, L)``."""
-        return self._masked if role == "object" else ~self.canvas
+        return self.masked if role == "object" else ~self.canvas
 
 
 @dataclass
 class _Batch:
-    """Sequences as last seen: ids and generated positions ``(B, L)``, what they ask, whether they ask nothing.
+    """Sequences as last seen: ids, masked and generated positions ``(B, L)``, what they ask, if they ask nothing.
 
     Attributes:
         announced: the canvas that was announced with them.
+        loop: what was announced to stand for their loop.
     """
 
+    backbone: Backbone
     ids: Tensor
+    masked: Tensor
     generated: Tensor
     asked: tuple[Asked, ...]
     silent: Tensor
     announced: Tensor | None
+    loop: object | None
+
+    def at(self, ids: Tensor, masked: Tensor) -> _Batch:
+        """The same sequences one step on."""
+        self.ids, self.masked = ids, masked
+        return self
 
     @cached_property
     def canvas(self) -> Tensor:
@@ -98,23 +113,20 @@ class _Batch:
 
     @cached_property
     def places(self) -> Tensor:
-        """Which place of the answer stands at each position."""
-        return self.canvas.cumsum(1) - 1
+        """Which place of the answer each position predicts."""
+        places, shift = self.canvas.cumsum(1) - 1, self.backbone.shift
+        return places.roll(-shift, 1) if shift else places
 
     @cached_property
-    def given(self) -> Tensor:
-        """The positions that are not generated, ``(B, L)``."""
-        return ~self.generated
+    def fresh(self) -> Tensor:
+        """The ids with all that is generated masked."""
+        return self.ids.masked_fill(self.generated, self.backbone.mask_id)
 
     @cached_property
-    def known(self) -> Tensor:
-        """The ids there, 0 elsewhere."""
-        return self.ids.masked_fill(self.generated, 0)
-
-    @cached_property
-    def answered(self) -> Tensor:
-        """The rows with generated positions, ``(B,)``."""
-        return self.generated.any(1)
+    def masks(self) -> list[int]:
+        """How many masks each row has then; -1 for those of which nothing is generated."""
+        found = (self.fresh == self.backbone.mask_id).sum(1)
+        return found.masked_fill(~self.generated.any(1), -1).tolist()
 
 
 class RowTracker:
@@ -122,9 +134,9 @@ class RowTracker:
 
     - **Canvas.** This library's samplers announce it (:meth:`Backbone.on_canvas`). In other loops it is what was masked
       when the sequence was first seen.
-    - **Steps.** A row goes on with a sequence seen in the forward before if all but its canvas is the same; tokens of
-      the canvas may be unmasked, changed, or masked again, but not all of them: that is a new beginning. Rows may leave
-      the batch or change places.
+    - **Steps.** This library's samplers announce them too. In other loops a row goes on with a sequence seen in the
+      forward before if all but its canvas is the same; tokens of the canvas may be unmasked, changed, or masked again,
+      but not all of them: that is a new beginning. Rows may leave the batch or change places.
     - **Padding.** Special tokens before and after a row's text and canvas are no part of what it asks: a batch padded
       to one length is addressed as its rows are alone. Whether the model heeds them is the loop's affair.
     - **Guidance.** A row that holds nothing but masks and special tokens when it is first seen asks nothing, such as
@@ -158,27 +170,28 @@ class RowTracker:
             ids: what reached the embedding.
             called: keyword arguments of the first block's call, in which positions and caches are looked for.
         """
-        mask_id = self.backbone.mask_id
         columns = _columns(called or {}, ids.shape[1])
+        columns, ids = None if columns is None else columns.cpu(), ids.cpu()
         problem = "" if columns is None else self._why_unknown(ids, columns)
         if problem:
-            self._step, self._last = 0, None
-            nowhere = torch.zeros_like(ids, dtype=torch.bool)
-            return Rows(ids, nowhere, 0, problem, (), nowhere, nowhere.long())
-        batch, going_on = self._follow(self._whole(ids, columns), sliced=columns is not None)
+            return self._unknown(ids, problem)
+        if columns is None and self._announced_step(ids):
+            assert self._last is not None
+            batch, going_on = self._last.at(ids, ids == self.backbone.mask_id), True
+        else:
+            batch, going_on = self._follow(self._whole(ids, columns), sliced=columns is not None)
         if columns is not None and not going_on:
-            self._step, self._last = 0, None
-            nowhere = torch.zeros_like(ids, dtype=torch.bool)
-            return Rows(ids, nowhere, 0, _NOT_THE_SAME, (), nowhere, nowhere.long())
+            return self._unknown(ids, _NOT_THE_SAME)
         self._step = self._step + 1 if going_on else 0
         self._last = batch
-        canvas = batch.canvas
-        # On a model whose logits are shifted, position i predicts what stands at i + shift.
-        places = batch.places.roll(-self.backbone.shift, 1) if self.backbone.shift else batch.places
-        if columns is not None:
-            canvas, places = canvas[:, columns], places[:, columns]
-        masked = self.backbone.reads_from(canvas & (ids == mask_id))
-        return Rows(ids, canvas, self._step, "", batch.asked, masked, places)
+        whole = batch.canvas, batch.masked, batch.places
+        canvas, masks, places = whole if columns is None else (of[:, columns] for of in whole)
+        return Rows(self.backbone, canvas, self._step, "", batch.asked, masks, places)
+
+    def _unknown(self, ids: Tensor, problem: str) -> Rows:
+        self._step, self._last = 0, None
+        nowhere = torch.zeros_like(ids, dtype=torch.bool)
+        return Rows(self.backbone, nowhere, 0, problem, (), nowhere, nowhere.long())
 
     def _why_unknown(self, ids: Tensor, columns: Tensor) -> str:
         """Why a slice cannot be placed, or an empty string."""
@@ -201,20 +214,19 @@ class RowTracker:
         assert self._last is not None
         more = max(0, int(columns.max()) + 1 - self._last.ids.shape[1])
         whole = torch.nn.functional.pad(self._last.ids, (0, more), value=self.backbone.mask_id)
-        return whole.index_copy(1, columns.to(ids.device), ids)
+        return whole.index_copy(1, columns, ids)
 
     def _follow(self, ids: Tensor, sliced: bool) -> tuple[_Batch, bool]:
         """Return the batch of whole sequences, and whether every one goes on with one seen before."""
         masked = ids == self.backbone.mask_id
         if not sliced and self._one_step_on(ids, masked):
             assert self._last is not None
-            self._last.ids = ids
-            return self._last, True
-        announced = None if sliced or self.backbone.canvas is None else self.backbone.canvas.to(ids.device)
+            return self._last.at(ids, masked), True
+        announced = None if sliced or self.backbone.canvas is None else self.backbone.canvas.cpu()
         before = self._sources(ids, masked, announced, sliced)
         known = before >= 0
         if announced is None:
-            silent, generated = torch.isin(ids, self._special.to(ids.device)).all(1), masked
+            silent, generated = torch.isin(ids, self._special).all(1), masked
         else:
             silent = ~announced.any(1)
             generated = torch.where(silent[:, None], masked, announced)
@@ -230,24 +242,32 @@ class RowTracker:
                     asked[row] = earlier
         canvas = generated & ~silent[:, None]
         if None in asked:
-            states, places = torch.where(canvas, self.backbone.mask_id, ids).cpu(), canvas.cpu()
-            new = (self._unpadded(state, place) for state, place in zip(states, places, strict=True))
+            states = torch.where(canvas, self.backbone.mask_id, ids)
+            new = (self._unpadded(state, place) for state, place in zip(states, canvas, strict=True))
             asked = [earlier or now for earlier, now in zip(asked, new, strict=True)]
         announced = None if sliced else self.backbone.canvas
-        return _Batch(ids, generated, tuple(a for a in asked if a), silent, announced), bool(known.all())
+        what = tuple(a for a in asked if a)
+        batch = _Batch(self.backbone, ids, masked, generated, what, silent, announced, self.backbone.loop)
+        return batch, bool(known.all())
+
+    def _announced_step(self, ids: Tensor) -> bool:
+        """Whether the running loop is that of the forward before, and its sequences have not grown."""
+        loop, last = self.backbone.loop, self._last
+        return loop is not None and last is not None and last.loop is loop and last.ids.shape == ids.shape
 
     def _one_step_on(self, ids: Tensor, masked: Tensor) -> bool:
         """Whether every row plainly goes on where it stands, as nearly all forwards do: what follows is not needed."""
         last, announced = self._last, self.backbone.canvas
-        if last is None or last.ids.shape != ids.shape or last.ids.device != ids.device:
+        if last is None or last.ids.shape != ids.shape:
             return False
         if announced is not last.announced and (
             announced is None or last.announced is None or not torch.equal(announced, last.announced)
         ):
             return False
-        if not torch.equal(ids.masked_fill(last.generated, 0), last.known):
+        if not torch.equal(ids.masked_fill(last.generated, self.backbone.mask_id), last.fresh):
             return False
-        return not ((masked | last.given).all(1) & last.answered).any()  # all of a canvas masked: begun anew
+        # All that is generated masked again: begun anew.
+        return all(now != then for now, then in zip(masked.sum(1).tolist(), last.masks, strict=True))
 
     def _unpadded(self, state: Tensor, canvas: Tensor) -> Asked:
         """What a row asks, without the special tokens before and after it that bring a batch to one length."""
@@ -259,8 +279,8 @@ class RowTracker:
 
     def _sources(self, ids: Tensor, masked: Tensor, announced: Tensor | None, sliced: bool) -> Tensor:
         """Which row of the batch before each row goes on with, ``(B,)``; -1 for none."""
-        source, last = torch.full((len(ids),), -1, device=ids.device), self._last
-        if last is None or last.ids.device != ids.device or ids.shape[1] < last.ids.shape[1]:
+        source, last = torch.full((len(ids),), -1), self._last
+        if last is None or ids.shape[1] < last.ids.shape[1]:
             return source
         length = last.ids.shape[1]
 
@@ -276,7 +296,7 @@ class RowTracker:
             # A step may unmask nothing; but a fresh row in another place is rather a new beginning.
             return same & ((left != canvas).any(1) | (had == canvas).all(1) & (not moved))
 
-        everyone = torch.arange(len(last.ids), device=ids.device)
+        everyone = torch.arange(len(last.ids))
         here = everyone[: len(ids)]
         source[here] = torch.where(goes_on(here, here, False), here, -1)
         for row in [] if sliced else (source < 0).nonzero().flatten().tolist():

@@ -17,7 +17,7 @@ import os
 import sys
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -90,6 +90,9 @@ class FormulaBackbone:
     eos_id: int = EOS
     device: torch.device = torch.device("cpu")
     seen: list[Tensor] = field(default_factory=list)
+
+    def on_loop(self, loop: object) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def logits(self, ids: Tensor, canvas: Tensor | None = None, *, attention_mask: Tensor | None = None) -> Tensor:
         self.seen.append(ids.clone())

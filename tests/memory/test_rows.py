@@ -92,7 +92,7 @@ def test_announced_steps_are_believed(backbone: tr.Backbone, tracker: RowTracker
     canvas = torch.tensor([[False, True, True]])
 
     def begin(ids: list[list[int]], loop: object) -> Any:
-        with backbone.on_canvas(canvas if len(ids[0]) == 3 else None, loop):
+        with backbone.on_loop(loop), backbone.on_canvas(canvas if len(ids[0]) == 3 else None):
             return tracker.begin(torch.tensor(ids))
 
     one, two = object(), object()

@@ -216,7 +216,6 @@ class Backbone:
         *,
         attention_mask: Tensor | None = None,
         timestep: Tensor | None = None,
-        loop: object | None = None,
     ) -> Tensor:
         """Return float32 logits ``(B, L, V)`` in which position i is predicted at i, whatever the model's shift.
 
@@ -226,9 +225,8 @@ class Backbone:
                 attached (see :meth:`on_canvas`); None leaves it to be inferred from the mask tokens.
             attention_mask: as for :meth:`forward`.
             timestep: as for :meth:`forward`.
-            loop: announced too.
         """
-        with self.on_canvas(canvas, loop):
+        with self.on_canvas(canvas):
             logits = self._without_mask(self.forward(ids, attention_mask=attention_mask, timestep=timestep).float())
         if self.shift:
             logits = torch.cat([logits[:, : self.shift], logits[:, : -self.shift]], dim=1)
@@ -241,25 +239,31 @@ class Backbone:
         return logits.index_fill(-1, torch.tensor([self.mask_id], device=logits.device), -torch.inf)
 
     @contextmanager
-    def on_canvas(self, canvas: Tensor | None, loop: object | None = None) -> Iterator[None]:
-        """Announce which positions ``(B, L)`` are generated, for the forwards inside; and that they are a loop's steps.
-
-        Args:
-            canvas: the positions.
-            loop: stands for one loop: its forwards are steps, one after the other, of the same sequences in the same
-                rows, and each announces it. So these need not be recognised by their ids.
-        """
-        before = self._canvas, self._loop
-        self._canvas, self._loop = canvas, loop
+    def on_canvas(self, canvas: Tensor | None) -> Iterator[None]:
+        """Announce which positions ``(B, L)`` are generated, for the forwards inside."""
+        before, self._canvas = self._canvas, canvas
         try:
             yield
         finally:
-            self._canvas, self._loop = before
+            self._canvas = before
 
     @property
     def canvas(self) -> Tensor | None:
         """The canvas announced for the running forward, or None."""
         return self._canvas
+
+    @contextmanager
+    def on_loop(self, loop: object) -> Iterator[None]:
+        """Announce that the forwards inside are steps of a loop, for which an object stands that is its alone.
+
+        Its forwards are, one after the other, of the same sequences in the same rows, so that these need not be
+        recognised by their ids.
+        """
+        before, self._loop = self._loop, loop
+        try:
+            yield
+        finally:
+            self._loop = before
 
     @property
     def loop(self) -> object | None:

@@ -137,6 +137,14 @@ class DenoisingLoop:
         sees = self._block_causal(ids) if self.config.grow else None
         if self.config.reuse and self._kept is not None and torch.equal(self._kept[0], ids):
             return self._kept[1]
+        with self.backbone.on_loop(self._announced):
+            logits = self._guided(ids, canvas, sees)
+        if self.config.reuse:
+            self._kept = (ids, logits)
+        return logits
+
+    def _guided(self, ids: Tensor, canvas: Tensor, sees: Tensor | None) -> Tensor:
+        """Return the model's logits, with classifier-free guidance where asked for."""
         if self.config.cfg_scale > 0:
             # Nothing is asked in the second half: it has no canvas, so that no row gate opens for it.
             unasked = torch.where(canvas, ids, self.backbone.mask_id)
@@ -144,15 +152,10 @@ class DenoisingLoop:
                 torch.cat([ids, unasked]),
                 torch.cat([canvas, torch.zeros_like(canvas)]),
                 attention_mask=None if sees is None else torch.cat([sees, sees]),
-                loop=self._announced,
             )
             asked, free = both.chunk(2)
-            logits = free + (self.config.cfg_scale + 1) * (asked - free)
-        else:
-            logits = self.backbone.logits(ids, canvas, attention_mask=sees, loop=self._announced)
-        if self.config.reuse:
-            self._kept = (ids, logits)
-        return logits
+            return free + (self.config.cfg_scale + 1) * (asked - free)
+        return self.backbone.logits(ids, canvas, attention_mask=sees)
 
     def _block_causal(self, ids: Tensor) -> Tensor:
         """Which position sees which, ``(B, L, L)``: those of its own block and of the blocks before."""

@@ -67,6 +67,16 @@ def test_an_undone_question_is_left_alone(memory: tr.EditMemory, tmp_path: Path)
     assert torch.equal(logits(memory), logits(again))
 
 
+def test_it_tells_memories_apart(memory: tr.EditMemory, tmp_path: Path) -> None:
+    memory.save(tmp_path / "edit.safetensors")
+    other = tr.EditMemory.load(tmp_path / "edit.safetensors", BACKBONE)
+    memory.undo(RIVER.id)
+    other.undo(RIVER.id, spare=False)
+    assert memory.diff(other).about == ("spared questions",)
+    assert tr.EditCallback(memory).state_key != tr.EditCallback(other).state_key
+    assert other.merge(memory) == ()  # which does not keep them apart
+
+
 def test_nothing_stays_of_an_edit_where_nothing_should(memory: tr.EditMemory) -> None:
     """Then the other edit answers, which is what sparing is for."""
     memory.undo(RIVER.id, spare=False)

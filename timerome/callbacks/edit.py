@@ -220,7 +220,8 @@ class EditCallback(Callback):
 
 
 def _digest(memory: EditMemory) -> str:
-    about = [memory.settings.to_dict(), [edit.fact.to_dict() for edit in memory.edits], memory.fingerprint]
+    facts, spared = [edit.fact.to_dict() for edit in memory.edits], [one.id for one in memory.spared]
+    about = [memory.settings.to_dict(), facts, memory.fingerprint, spared]
     digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
     for edit in memory.edits:
         for tensor in (edit.keys, edit.targets):

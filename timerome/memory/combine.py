@@ -27,7 +27,7 @@ class Difference:
         added: edits that only the second has.
         removed: edits that only the first has.
         changed: edits of both that are not the same: another fact, settings, or other tensors.
-        about: names of what else differs: model, tokenizer, gate, protected facts.
+        about: names of what else differs: model, tokenizer, gate, protected facts, spared questions.
     """
 
     added: tuple[str, ...]
@@ -46,18 +46,24 @@ class Difference:
 def diff(first: EditMemory, second: EditMemory) -> Difference:
     """Compare two memories; see :meth:`EditMemory.diff`."""
     mine, theirs = ({edit.id: edit for edit in memory.edits} for memory in (first, second))
+    questions = [[(one.id, one.prompt) for one in memory.spared] for memory in (first, second)]
+    return Difference(
+        added=tuple(name for name in theirs if name not in mine),
+        removed=tuple(name for name in mine if name not in theirs),
+        changed=tuple(name for name in mine if name in theirs and not _same(mine[name], theirs[name])),
+        about=_made_for(first, second) + ("spared questions",) * (questions[0] != questions[1]),
+    )
+
+
+def _made_for(first: EditMemory, second: EditMemory) -> tuple[str, ...]:
+    """Name what two memories were made for, as far as it differs."""
     pairs = (
         ("model", first.fingerprint, second.fingerprint),
         ("tokenizer", first.tokenizer, second.tokenizer),
         ("gate", first.background.gate, second.background.gate),
         ("protected facts", first.background.protect, second.background.protect),
     )
-    return Difference(
-        added=tuple(name for name in theirs if name not in mine),
-        removed=tuple(name for name in mine if name not in theirs),
-        changed=tuple(name for name in mine if name in theirs and not _same(mine[name], theirs[name])),
-        about=tuple(name for name, a, b in pairs if a != b),
-    )
+    return tuple(name for name, a, b in pairs if a != b)
 
 
 def merged(first: EditMemory, second: EditMemory, on_conflict: OnConflict) -> list[Edit]:
@@ -67,7 +73,7 @@ def merged(first: EditMemory, second: EditMemory, on_conflict: OnConflict) -> li
             f"EditMemory.merge: the memories were built on models {first.fingerprint} and {second.fingerprint}; "
             "rebase() one of them first."
         )
-    about = diff(first, second).about
+    about = _made_for(first, second)
     if (
         about
         or first.settings.shared != second.settings.shared

@@ -296,7 +296,8 @@ class EditMemory:
             on_conflict: where an edit in force has the same subject and relation, as in :meth:`insert`.
 
         Returns:
-            Ids of the edits taken over; edits that both have are left as they are.
+            Ids of the edits taken over; edits that both have are left as they are. Questions that the other memory
+            spares are not taken over.
 
         Raises:
             MemoryMismatchError: the memories do not fit together; nothing was changed.
@@ -311,7 +312,8 @@ class EditMemory:
     def rebase(self, backbone: Backbone) -> EditMemory:
         """Return the same edits built again on another model, from their facts; this memory stays as it is.
 
-        For a model that was trained further or whose tokenizer changed. The ledger is not taken along.
+        For a model that was trained further or whose tokenizer changed. The ledger is not taken along, nor are the
+        questions of undone edits that are spared.
 
         Raises:
             FactError: a fact does not fit the other model.

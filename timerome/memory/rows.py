@@ -59,7 +59,8 @@ class Rows:
     step: int
     problem: str
     _asked: tuple[Asked, ...]
-    _masks: Tensor
+    _ids: Tensor
+    _awaited: Tensor
     places: Tensor
 
     @property
@@ -76,7 +77,7 @@ class Rows:
     @cached_property
     def masked(self) -> Tensor:
         """Where masked answer tokens are predicted, boolean ``(B, L)``."""
-        return self.backbone.reads_from(self.canvas & self._masks)
+        return self.backbone.reads_from(self._ids == self._awaited)
 
     def positions(self, role: Role) -> Tensor:
         """Where an edit of this role acts: where masked answer tokens are predicted, or the prompt, ``(B, L)``."""
@@ -85,7 +86,7 @@ class Rows:
 
 @dataclass
 class _Batch:
-    """Sequences as last seen: ids, masked and generated positions ``(B, L)``, what they ask, if they ask nothing.
+    """Sequences as last seen: ids and generated positions ``(B, L)``, what they ask, whether they ask nothing.
 
     Attributes:
         announced: the canvas that was announced with them.
@@ -94,22 +95,26 @@ class _Batch:
 
     backbone: Backbone
     ids: Tensor
-    masked: Tensor
     generated: Tensor
     asked: tuple[Asked, ...]
     silent: Tensor
     announced: Tensor | None
     loop: object | None
 
-    def at(self, ids: Tensor, masked: Tensor) -> _Batch:
+    def at(self, ids: Tensor) -> _Batch:
         """The same sequences one step on."""
-        self.ids, self.masked = ids, masked
+        self.ids = ids
         return self
 
     @cached_property
     def canvas(self) -> Tensor:
         """The positions generated for rows that ask something."""
         return self.generated & ~self.silent[:, None]
+
+    @cached_property
+    def awaited(self) -> Tensor:
+        """The mask where it stands for a token of the answer, -1 elsewhere."""
+        return torch.where(self.canvas, self.backbone.mask_id, -1)
 
     @cached_property
     def places(self) -> Tensor:
@@ -177,21 +182,21 @@ class RowTracker:
             return self._unknown(ids, problem)
         if columns is None and self._announced_step(ids):
             assert self._last is not None
-            batch, going_on = self._last.at(ids, ids == self.backbone.mask_id), True
+            batch, going_on = self._last.at(ids), True
         else:
             batch, going_on = self._follow(self._whole(ids, columns), sliced=columns is not None)
         if columns is not None and not going_on:
             return self._unknown(ids, _NOT_THE_SAME)
         self._step = self._step + 1 if going_on else 0
         self._last = batch
-        whole = batch.canvas, batch.masked, batch.places
-        canvas, masks, places = whole if columns is None else (of[:, columns] for of in whole)
-        return Rows(self.backbone, canvas, self._step, "", batch.asked, masks, places)
+        whole = batch.canvas, batch.awaited, batch.places
+        canvas, awaited, places = whole if columns is None else (of[:, columns] for of in whole)
+        return Rows(self.backbone, canvas, self._step, "", batch.asked, ids, awaited, places)
 
     def _unknown(self, ids: Tensor, problem: str) -> Rows:
         self._step, self._last = 0, None
         nowhere = torch.zeros_like(ids, dtype=torch.bool)
-        return Rows(self.backbone, nowhere, 0, problem, (), nowhere, nowhere.long())
+        return Rows(self.backbone, nowhere, 0, problem, (), ids, nowhere.long() - 1, nowhere.long())
 
     def _why_unknown(self, ids: Tensor, columns: Tensor) -> str:
         """Why a slice cannot be placed, or an empty string."""
@@ -221,7 +226,7 @@ class RowTracker:
         masked = ids == self.backbone.mask_id
         if not sliced and self._one_step_on(ids, masked):
             assert self._last is not None
-            return self._last.at(ids, masked), True
+            return self._last.at(ids), True
         announced = None if sliced or self.backbone.canvas is None else self.backbone.canvas.cpu()
         before = self._sources(ids, masked, announced, sliced)
         known = before >= 0
@@ -247,7 +252,7 @@ class RowTracker:
             asked = [earlier or now for earlier, now in zip(asked, new, strict=True)]
         announced = None if sliced else self.backbone.canvas
         what = tuple(a for a in asked if a)
-        batch = _Batch(self.backbone, ids, masked, generated, what, silent, announced, self.backbone.loop)
+        batch = _Batch(self.backbone, ids, generated, what, silent, announced, self.backbone.loop)
         return batch, bool(known.all())
 
     def _announced_step(self, ids: Tensor) -> bool:

@@ -179,7 +179,9 @@ def _plot(path: Path, benchmark: Benchmark, rows: Sequence[dict[str, Any]], abou
         axes.plot(xs, ys, "o-", markersize=3, linewidth=0.8, label=label, **({"color": "0.4"} if many else {}))
     axes.axhline(1.0, color="black", linewidth=0.8, linestyle="--")
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log", base=2)
+    ratios = [float(row["speedup"]) for row in ours]
+    if max(ratios) >= 2 * min(ratios):  # else hardly a tick would have a label
+        axes.set_yscale("log", base=2)
     axes.set_xlabel(benchmark.axis)
     axes.set_ylabel("times faster than the best of PyTorch")
     axes.set_title(f"{benchmark.name}: {about['device']}, {about['threads']} threads, {about['dtype']}", fontsize=8)

@@ -15,7 +15,7 @@ import torch
 from timerome import bench
 from timerome.bench import lowrank, solvers
 from timerome.bench.cases import Case, Rival, Setup, rows_of
-from timerome.bench.timing import Call, Ceilings, Parts, Timing, peak_bytes, race, race_in_parts
+from timerome.bench.timing import Ceilings, Parts, Timing, peak_bytes, race, race_in_parts
 from timerome.cli import main
 from timerome.ops import sparse_lowrank_residual
 
@@ -35,14 +35,14 @@ def test_long_work_takes_turns_part_by_part_and_what_is_around_a_part_is_gone_be
     done: list[str] = []
 
     @contextmanager
-    def around(i: int) -> Iterator[Call]:
+    def around() -> Iterator[None]:
         done.append("begin")
-        yield lambda: done.append(f"a{i}")
+        yield
         done.append("end")
 
     rivals: dict[str, Parts] = {
-        "a": lambda: map(around, range(3)),
-        "b": lambda: (nullcontext(lambda i=i: done.append(f"b{i}")) for i in range(4)),
+        "a": lambda: ((around(), lambda i=i: done.append(f"a{i}")) for i in range(3)),
+        "b": lambda: ((nullcontext(), lambda i=i: done.append(f"b{i}")) for i in range(4)),
     }
     found = race_in_parts(rivals, CPU, budget=0.0, least=5)
     assert len(found["a"].samples) == len(found["b"].samples) == 5

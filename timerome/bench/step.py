@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import nullcontext
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -136,24 +137,14 @@ def _testbed(setup: Setup, canvas: int, what: str) -> Case:
             while not loop.done:
                 yield loop.advance
 
-    def edited_steps() -> Iterator[AbstractContextManager[Call]]:
-        attachment = memory.attached(backbone)
-
-        @contextmanager
-        def attached(step: Call) -> Iterator[Call]:
-            with attachment:
-                yield step
-
-        return map(attached, steps())
-
     truth = plain() if what == "held out" else edited()
 
     def error(texts: list[str]) -> float:
         return sum(a != b for a, b in zip(texts, truth, strict=True)) / len(truth)
 
     rivals = {
-        "no memory": Rival(plain, allowed=1.0, parts=lambda: map(nullcontext, steps())),
-        "timerome": Rival(edited, torch=False, parts=edited_steps),
+        "no memory": Rival(plain, allowed=1.0, parts=lambda: zip(repeat(nullcontext()), steps())),
+        "timerome": Rival(edited, torch=False, parts=lambda: zip(repeat(memory.attached(backbone)), steps())),
     }
     tokens = len(prompts) * (canvas + 16)
     parameters = sum(p.numel() for p in backbone.model.parameters())

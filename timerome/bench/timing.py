@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 Call = Callable[[], object]
-Parts = Callable[[], Iterator[AbstractContextManager[Call]]]
+Parts = Callable[[], Iterator[tuple[AbstractContextManager[object], Call]]]
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler below says on stderr that it begins, and that it ends
 
 
@@ -69,7 +69,7 @@ def race(
         >>> found["a"].median > 0
         True
     """
-    clock = _events(device) if device.type == "cuda" else _wall
+    clock = _clock(device)
     repeats, once = {}, 0.0
     for name, call in rivals.items():
         call()
@@ -77,7 +77,7 @@ def race(
         seconds = clock(call, 1)
         repeats[name] = max(1, min(1000, int(5e-4 / max(seconds, 1e-7))))
         once += seconds * repeats[name]
-    rounds = max(least, min(most, int(budget / max(once, 1e-9))))
+    rounds = _rounds(once, budget, least, most)
     samples: dict[str, list[float]] = {name: [] for name in rivals}
     order, shuffle = list(rivals), random.Random(0).shuffle
     for _ in range(rounds):
@@ -95,8 +95,8 @@ def race_in_parts(
     So whatever disturbs the machine for longer than a part disturbs all of them alike.
 
     Args:
-        rivals: by name, what does the work: it yields the parts one after the other, each a call within what it needs
-            around it, which is not timed. All of them are gone through once before, unmeasured.
+        rivals: by name, what does the work: it yields the parts one after the other: what each needs around it, which
+            is not timed, and a call. All of them are gone through once before, unmeasured.
         device: as for :func:`race`.
         budget: seconds for all of them together; the number of rounds follows from it.
         least: rounds at least.
@@ -108,12 +108,12 @@ def race_in_parts(
     Example:
         >>> from contextlib import nullcontext
         >>> def a():
-        ...     return map(nullcontext, [time.localtime] * 3)
+        ...     return ((nullcontext(), time.localtime) for _ in range(3))
         >>> found = race_in_parts({"a": a}, torch.device("cpu"), budget=0.01)
         >>> found["a"].median > 0
         True
     """
-    clock = _events(device) if device.type == "cuda" else _wall
+    clock = _clock(device)
     shuffle = random.Random(0).shuffle
 
     def one_round() -> dict[str, float]:
@@ -126,13 +126,24 @@ def race_in_parts(
                 if part is None:
                     del under_way[name]
                     continue
-                with part as call:
+                around, call = part
+                with around:
                     total[name] += clock(call, 1)
         return total
 
-    rounds = max(least, min(most, int(budget / max(sum(one_round().values()), 1e-9))))
+    rounds = _rounds(sum(one_round().values()), budget, least, most)
     found = [one_round() for _ in range(rounds)]
     return {name: Timing(tuple(taken[name] for taken in found)) for name in rivals}
+
+
+def _rounds(once: float, budget: float, least: int, most: int) -> int:
+    """How many rounds of ``once`` seconds the budget has room for."""
+    return max(least, min(most, int(budget / max(once, 1e-9))))
+
+
+def _clock(device: torch.device) -> Callable[[Call, int], float]:
+    """Return what tells the seconds of a call that is repeated so often."""
+    return _events(device) if device.type == "cuda" else _wall
 
 
 def _wall(call: Call, repeats: int) -> float:

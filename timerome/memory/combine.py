@@ -51,7 +51,7 @@ def diff(first: EditMemory, second: EditMemory) -> Difference:
         added=tuple(name for name in theirs if name not in mine),
         removed=tuple(name for name in mine if name not in theirs),
         changed=tuple(name for name in mine if name in theirs and not _same(mine[name], theirs[name])),
-        about=_made_for(first, second) + ("spared questions",) * (questions[0] != questions[1]),
+        about=_made_for(first, second) + (() if questions[0] == questions[1] else ("spared questions",)),
     )
 
 

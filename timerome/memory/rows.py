@@ -102,7 +102,7 @@ class _Batch:
     loop: object | None
 
     def at(self, ids: Tensor) -> _Batch:
-        """The same sequences one step on."""
+        """Move on to the ids of the next step; return the batch itself."""
         self.ids = ids
         return self
 
@@ -180,11 +180,7 @@ class RowTracker:
         problem = "" if columns is None else self._why_unknown(ids, columns)
         if problem:
             return self._unknown(ids, problem)
-        if columns is None and self._announced_step(ids):
-            assert self._last is not None
-            batch, going_on = self._last.at(ids), True
-        else:
-            batch, going_on = self._follow(self._whole(ids, columns), sliced=columns is not None)
+        batch, going_on = self._follow(ids, columns)
         if columns is not None and not going_on:
             return self._unknown(ids, _NOT_THE_SAME)
         self._step = self._step + 1 if going_on else 0
@@ -221,8 +217,13 @@ class RowTracker:
         whole = torch.nn.functional.pad(self._last.ids, (0, more), value=self.backbone.mask_id)
         return whole.index_copy(1, columns, ids)
 
-    def _follow(self, ids: Tensor, sliced: bool) -> tuple[_Batch, bool]:
+    def _follow(self, ids: Tensor, columns: Tensor | None) -> tuple[_Batch, bool]:
         """Return the batch of whole sequences, and whether every one goes on with one seen before."""
+        sliced = columns is not None
+        if not sliced and self._announced_step(ids):
+            assert self._last is not None
+            return self._last.at(ids), True
+        ids = self._whole(ids, columns)
         masked = ids == self.backbone.mask_id
         if not sliced and self._one_step_on(ids, masked):
             assert self._last is not None

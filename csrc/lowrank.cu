@@ -87,6 +87,9 @@ int lowrank_cuda(const LowrankCuda& arguments, int device, void* stream_) {
   if (a.rows == 0) return cudaSuccess;
   const DeviceGuard guard(device);
   if (guard.error() != cudaSuccess) return guard.error();
+  bool taken = false;
+  const int failed = lowrank_cluster_cuda(arguments, device, stream_, &taken);
+  if (failed || taken) return failed;
   const auto stream = static_cast<cudaStream_t>(stream_);
   const Device of(device);
   if (of.error != cudaSuccess) return of.error;

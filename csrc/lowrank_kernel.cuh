@@ -281,12 +281,9 @@ __global__ void __launch_bounds__(kLowrankThreads) score_gate_kernel(const Lowra
 struct Bracket {
   uint32_t lo, hi;
 };
-__device__ inline int reaching(const uint32_t* list, int size, uint32_t x) {
-  int count = 0;
-  for (int i = threadIdx.x & 31; i < size; i += 32) count += list[i] >= x;
-  return __reduce_add_sync(~0u, count);
-}
-__device__ inline Bracket rank(const uint32_t* list, int size, int wanted, uint32_t lo, uint32_t hi) {
+// count(x) is how many reach x, `size` how many there are.
+template <class Count>
+__device__ inline Bracket rank_of(Count count_of, int size, int wanted, uint32_t lo, uint32_t hi) {
   int at_lo = size, at_hi = 0;
   bool halve = false;
   while (hi - lo > 1) {
@@ -298,7 +295,7 @@ __device__ inline Bracket rank(const uint32_t* list, int size, int wanted, uint3
       step = uint32_t(float(range) * part);
       step = step < 1 ? 1 : step > range - 1 ? range - 1 : step;
     }
-    const int count = reaching(list, size, lo + step);
+    const int count = count_of(lo + step);
     if (count == wanted) return {lo + step, lo + step};
     if (count > wanted) {
       lo += step, at_lo = count;
@@ -308,6 +305,11 @@ __device__ inline Bracket rank(const uint32_t* list, int size, int wanted, uint3
     halve = hi - lo > range / 2;
   }
   return {lo, hi};
+}
+__device__ inline int reaching(const uint32_t* list, int size, uint32_t x) {
+  int count = 0;
+  for (int i = threadIdx.x & 31; i < size; i += 32) count += list[i] >= x;
+  return __reduce_add_sync(~0u, count);
 }
 
 // --- The residual.
@@ -593,7 +595,8 @@ __global__ void __launch_bounds__(kLowrankThreads, 1) apply_small_kernel(const L
         } else if (need == inside) {
           of.hi = of.lo;
         } else {
-          of = rank(lists + warp * kBins, inside, need, of.lo, of.hi);
+          const uint32_t* const list = lists + warp * kBins;
+          of = rank_of([=](uint32_t x) { return reaching(list, inside, x); }, inside, need, of.lo, of.hi);
         }
         const int left = has_list && of.lo < of.hi ? need - reaching(lists + warp * kBins, inside, of.hi) : 0;
         __syncwarp();  // all lanes have read what the first now writes

@@ -265,7 +265,7 @@ def emulated_lowrank(emulator):
         alpha, tau, *codes = arguments[15:21]
         numbers = [ctypes.c_double(alpha), ctypes.c_double(tau), *map(int, codes)]
         pointers = addresses([*arguments[:7], arguments[8]])  # the emulator has scratch of its own
-        error = function(*pointers, *sizes(arguments[9:15]), *numbers, *op.launch)
+        error = function(*pointers, *sizes(arguments[9:15]), *numbers, *op.launch, op.tiles)
         assert error == 0, "threads waited at different barriers, or wrote behind the shared memory"
         calls.append(arguments)
 
@@ -284,7 +284,8 @@ def emulated_lowrank(emulator):
             return *_on_cuda(h, edit, in_place), bool(calls)
 
     op.members = members
-    op.launch = (2, 3, 3)  # parts of the columns, stages, blocks of apply_small
+    op.launch = (2, 3, 3)  # parts of the columns, stages, blocks of apply_small or clusters
+    op.tiles = 0  # of 16 rows that a cluster takes at once; 0: no clusters
     return op
 
 

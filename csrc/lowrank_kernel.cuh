@@ -281,9 +281,9 @@ __global__ void __launch_bounds__(kLowrankThreads) score_gate_kernel(const Lowra
 struct Bracket {
   uint32_t lo, hi;
 };
-// count(x) is how many reach x, `size` how many there are.
+// count_of(x) is how many reach x, `size` how many there are; up to `slack` more than wanted will do.
 template <class Count>
-__device__ inline Bracket rank_of(Count count_of, int size, int wanted, uint32_t lo, uint32_t hi) {
+__device__ inline Bracket rank_of(Count count_of, int size, int wanted, uint32_t lo, uint32_t hi, int slack = 0) {
   int at_lo = size, at_hi = 0;
   bool halve = false;
   while (hi - lo > 1) {
@@ -296,7 +296,7 @@ __device__ inline Bracket rank_of(Count count_of, int size, int wanted, uint32_t
       step = step < 1 ? 1 : step > range - 1 ? range - 1 : step;
     }
     const int count = count_of(lo + step);
-    if (count == wanted) return {lo + step, lo + step};
+    if (count >= wanted && count <= wanted + slack) return {lo + step, lo + step};
     if (count > wanted) {
       lo += step, at_lo = count;
     } else {
@@ -348,31 +348,31 @@ __device__ __forceinline__ Columns<1> columns(const Quad<__nv_bfloat16> (&v)[4],
           {{{__byte_perm(word[0], word[1], 0x7632), __byte_perm(word[2], word[3], 0x7632)}}}};
 }
 
-// x + alpha r where |r| is at least so much.
-__device__ __forceinline__ Quad<float> add_kept(Quad<float> x, const Quad<float>& r, uint32_t least, float alpha) {
-#pragma unroll
-  for (int e = 0; e < 4; e++)
-    if (magnitude(r.e[e]) >= least) x.e[e] = add_scaled(x.e[e], alpha, r.e[e]);
-  return x;
-}
 __device__ __forceinline__ __half2 rounded(__half, float lower, float upper) { return __floats2half2_rn(lower, upper); }
 __device__ __forceinline__ __nv_bfloat162 rounded(__nv_bfloat16, float lower, float upper) {
   return __floats2bfloat162_rn(lower, upper);
 }
-template <class T>
-__device__ __forceinline__ Quad<T> add_kept(Quad<T> x, const Quad<float>& r, uint32_t least, float alpha) {
+// x + alpha r where keep(r).
+template <class Keep>
+__device__ __forceinline__ Quad<float> add_where(Quad<float> x, const Quad<float>& r, float alpha, Keep keep) {
+#pragma unroll
+  for (int e = 0; e < 4; e++)
+    if (keep(r.e[e])) x.e[e] = add_scaled(x.e[e], alpha, r.e[e]);
+  return x;
+}
+template <class T, class Keep>
+__device__ __forceinline__ Quad<T> add_where(Quad<T> x, const Quad<float>& r, float alpha, Keep keep) {
 #pragma unroll
   for (int e = 0; e < 4; e += 2) {  // the two of a word are rounded at once
     uint32_t& word = reinterpret_cast<uint32_t(&)[2]>(x)[e / 2];
     const auto both = rounded(x.e[e], __fadd_rn(to_float(x.e[e]), __fmul_rn(alpha, r.e[e])),
                               __fadd_rn(to_float(x.e[e + 1]), __fmul_rn(alpha, r.e[e + 1])));
     const uint32_t added = reinterpret_cast<const uint32_t&>(both);
-    if (magnitude(r.e[e]) >= least) word = __byte_perm(word, added, 0x3254);
-    if (magnitude(r.e[e + 1]) >= least) word = __byte_perm(word, added, 0x7610);
+    if (keep(r.e[e])) word = __byte_perm(word, added, 0x3254);
+    if (keep(r.e[e + 1])) word = __byte_perm(word, added, 0x7610);
   }
   return x;
 }
-
 
 // Which lane, counting from the first, holds the need-th of what the lanes count, and how many those before it hold.
 struct Found {
@@ -694,7 +694,8 @@ __global__ void __launch_bounds__(kLowrankThreads, 1) apply_small_kernel(const L
         for (int i = 0; i < kLoads; i++)
           if (first + i < pieces)
             reinterpret_cast<Quad<Row>&>(to[(first + i) * kApplyColumns]) =
-                add_kept(x[i], residual[(2 * (first + i) + odd) * kLowrankThreads], least, a.alpha);
+                add_where(x[i], residual[(2 * (first + i) + odd) * kLowrankThreads], a.alpha,
+                          [=](float r) { return magnitude(r) >= least; });
       }
     }
     __syncthreads();  // the next rows take the same shared memory

@@ -34,10 +34,18 @@ static void apply(const LowrankCuda& a, int blocks) {
   apply<__nv_bfloat16, Value>(a, blocks);
 }
 
+template <int kRowParts, int kKeyTiles>
+static void in_clusters(const LowrankCuda& a, int clusters) {
+  const int bytes = ClusterLayout(a.tiles, a.blocks, int(a.n), int(a.m), (kKeyTiles + 1) / 2).bytes;
+  const auto kernel = [=] { lowrank_cluster_kernel<kRowParts, kKeyTiles>(a); };
+  emulator::launch(clusters * a.blocks, kClusterThreads, bytes, kernel, a.blocks);
+}
+
 template <int kRowParts>
 static void in_clusters(const LowrankCuda& a, int clusters) {
-  const int bytes = ClusterLayout(a.tiles, a.blocks, int(a.n), int(a.m)).bytes;
-  emulator::launch(clusters * a.blocks, kLowrankThreads, bytes, [=] { lowrank_cluster_kernel<kRowParts>(a); }, a.blocks);
+  if (a.n <= 16) return in_clusters<kRowParts, 2>(a, clusters);
+  if (a.n <= 40) return in_clusters<kRowParts, 5>(a, clusters);
+  in_clusters<kRowParts, 8>(a, clusters);
 }
 
 // With tiles, one launch in clusters: of bfloat16s only.

@@ -35,13 +35,12 @@ CPP_SOURCES = [
     "csrc/pages_cpu.cpp",
     "csrc/sparsify_add_cpu.cpp",
 ]
-CUDA_SOURCES = ["csrc/cuda_probe.cu", "csrc/lowrank.cu", "csrc/lowrank_cluster.cu", "csrc/ridge.cu", "csrc/sparsify_add.cu"]
+CUDA_SOURCES = ["csrc/cuda_probe.cu", "csrc/lowrank.cu", "csrc/ridge.cu", "csrc/sparsify_add.cu"]
 HEADERS = [
     "csrc/clones.h",
     "csrc/cuda_common.cuh",
     "csrc/device.cuh",
     "csrc/kernels.h",
-    "csrc/lowrank_cluster_kernel.cuh",
     "csrc/lowrank_kernel.cuh",
     "csrc/ridge_kernel.cuh",
     "csrc/rows.cuh",

@@ -98,11 +98,7 @@ PYBIND11_MODULE(_C, m) {
       },
       nogil);
   m.attr("lowrank_cuda_max_n") = timerome::kLowrankCudaMaxN;
-  m.def("lowrank_cuda_max_d", [](int device) {
-    int64_t d = 0;
-    check(timerome::lowrank_cuda_max_d(device, &d), "sparse_lowrank_residual");
-    return d;
-  });
+  m.attr("lowrank_cuda_max_d") = timerome::kLowrankCudaMaxD;
   m.def("lowrank_cuda_scratch", [](int64_t rows, int64_t d, int64_t n, int dtype, int device) {
     int64_t floats = 0;
     check(timerome::lowrank_cuda_scratch(rows, d, n, dtype, device, &floats), "sparse_lowrank_residual");

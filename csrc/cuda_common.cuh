@@ -32,15 +32,6 @@ inline cudaError_t shared_limit(int device, int* bytes) {
   return cudaDeviceGetAttribute(bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
 }
 
-// And how much each of two blocks that share a multiprocessor.
-inline cudaError_t shared_of_two_blocks(int device, int* bytes) {
-  int all = 0, reserved = 0;
-  cudaError_t error = cudaDeviceGetAttribute(&all, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&reserved, cudaDevAttrReservedSharedMemoryPerBlock, device);
-  *bytes = all / 2 - reserved;
-  return error;
-}
-
 // Lets a kernel have that much. Always all of it: a smaller value could come between another thread's and its launch.
 template <class Kernel>
 cudaError_t allow_shared(Kernel kernel, int limit) {

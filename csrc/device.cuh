@@ -44,31 +44,6 @@ __device__ __forceinline__ void copy_async_wait(int left) {
   }
 }
 
-// Blocks of a cluster see each other's shared memory; from sm_90 on, before that these do nothing.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-#define TIMEROME_SM90(...) __VA_ARGS__
-#else
-#define TIMEROME_SM90(...)
-#endif
-__device__ __forceinline__ int cluster_rank() {
-  uint32_t rank = 0;
-  TIMEROME_SM90(asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank)));
-  return int(rank);
-}
-// Waits for all threads of the cluster; what they wrote before can be read.
-__device__ __forceinline__ void cluster_sync() {
-  TIMEROME_SM90(
-      asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory"));
-}
-// Where another block has what this one has at `own` in its shared memory.
-template <class T>
-__device__ __forceinline__ T* of_block(T* own, int rank) {
-  uint64_t there = 0;
-  TIMEROME_SM90(asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(own), "r"(rank)));
-  return reinterpret_cast<T*>(there);
-}
-#undef TIMEROME_SM90
-
 }  // namespace timerome
 
 #endif

@@ -77,14 +77,10 @@ struct LowrankCuda {
   int dtype, keys_dtype, values_dtype;
   int splits, stages;  // set by the launcher, as is what follows: the columns of a row are shared out to so many blocks
   float *scores, *row_squares, *key_norms;  // (splits, rows, n rounded up to 8), (splits, rows), (n)
-  int tiles, blocks;  // or, where blocks form clusters: of 16 rows a cluster takes at once; of a cluster
 };
-constexpr int64_t kLowrankCudaMaxN = 64;
-int lowrank_cuda_max_d(int device, int64_t* d);
+constexpr int64_t kLowrankCudaMaxN = 64, kLowrankCudaMaxD = 4096;
 int lowrank_cuda_scratch(int64_t rows, int64_t d, int64_t n, int dtype, int device, int64_t* floats);
 int lowrank_cuda(const LowrankCuda& arguments, int device, void* stream);
-// The same by one launch, where the device has clusters, all is in bfloat16 and a row is not too long: whether so is taken.
-int lowrank_cluster_cuda(const LowrankCuda& arguments, int device, void* stream, bool* taken);
 
 // Inverse and Cholesky factor of G + rho I in float64, each system in the shared memory of one block of threads: the
 // lower triangles of gram (batch, n, n), of which lengths (batch) says how much counts, null for n; ridge, info

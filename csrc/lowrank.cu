@@ -8,7 +8,7 @@
 namespace timerome {
 namespace {
 
-constexpr int kStatic = 8 << 10;  // more than apply_small's variables take
+constexpr int kStatic = 16 << 10;  // more than apply_small's variables take
 
 struct Device {
   int shared = 0, processors = 0;
@@ -55,7 +55,7 @@ cudaError_t launch_apply(const LowrankCuda& a, const Device& device, cudaStream_
   const cudaError_t error = allow_shared(kernel, device.shared - kStatic);
   if (error != cudaSuccess) return error;
   const int64_t blocks = std::min<int64_t>((a.rows + kApplyRows - 1) / kApplyRows, device.processors);
-  const auto bytes = size_t(apply_small_shared_bytes(int(a.d)));
+  const auto bytes = size_t(apply_small_shared_bytes(int(a.d), int(a.n), int(a.m)));
   kernel<<<unsigned(blocks), kLowrankThreads, bytes, stream>>>(a);
   return cudaGetLastError();
 }
@@ -69,12 +69,6 @@ cudaError_t launch_apply(const LowrankCuda& a, const Device& device, cudaStream_
 
 }  // namespace
 
-int lowrank_cuda_max_d(int device, int64_t* d) {
-  const Device of(device);
-  for (*d = 0; apply_small_shared_bytes(int(*d) + kApplyColumns) <= of.shared - kStatic;) *d += kApplyColumns;
-  return of.error;
-}
-
 int lowrank_cuda_scratch(int64_t rows, int64_t d, int64_t n, int dtype, int device, int64_t* floats) {
   const Device of(device);
   if (of.error == cudaSuccess)
@@ -87,14 +81,10 @@ int lowrank_cuda(const LowrankCuda& arguments, int device, void* stream_) {
   if (a.rows == 0) return cudaSuccess;
   const DeviceGuard guard(device);
   if (guard.error() != cudaSuccess) return guard.error();
-  bool taken = false;
-  const int failed = lowrank_cluster_cuda(arguments, device, stream_, &taken);
-  if (failed || taken) return failed;
   const auto stream = static_cast<cudaStream_t>(stream_);
   const Device of(device);
   if (of.error != cudaSuccess) return of.error;
-  if (a.n > kLowrankCudaMaxN || a.d % 32 || apply_small_shared_bytes(int(a.d)) > of.shared - kStatic)
-    return cudaErrorInvalidValue;
+  if (a.n > kLowrankCudaMaxN || a.d > kLowrankCudaMaxD || a.d % 32) return cudaErrorInvalidValue;
   a.splits = splits(a.rows, a.d, a.dtype, of.processors);
   a.scores = a.scratch;
   a.row_squares = a.scores + a.splits * a.rows * score_columns(int(a.n));

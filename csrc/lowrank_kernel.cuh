@@ -275,13 +275,12 @@ __global__ void __launch_bounds__(kLowrankThreads) score_gate_kernel(const Lowra
 
 // --- Selection by one warp.
 
-// Values lo <= hi, of which hi is reached by no more than `wanted` entries of a list and lo by no fewer: the same value
-// if it is reached by just so many, else two neighbours between which ties lie. To begin with, all entries reach lo and
-// none reaches hi.
+// Values lo <= hi, of which hi is reached by no more than `wanted` entries and lo by no fewer: the same value if it is
+// reached by just so many, or up to `slack` more, else two neighbours between which ties lie. To begin with, all `size`
+// entries reach lo and none reaches hi; count_of(x) is how many reach x.
 struct Bracket {
   uint32_t lo, hi;
 };
-// count_of(x) is how many reach x, `size` how many there are; up to `slack` more than wanted will do.
 template <class Count>
 __device__ inline Bracket rank_of(Count count_of, int size, int wanted, uint32_t lo, uint32_t hi, int slack = 0) {
   int at_lo = size, at_hi = 0;
@@ -306,30 +305,51 @@ __device__ inline Bracket rank_of(Count count_of, int size, int wanted, uint32_t
   }
   return {lo, hi};
 }
-__device__ inline int reaching(const uint32_t* list, int size, uint32_t x) {
-  int count = 0;
-  for (int i = threadIdx.x & 31; i < size; i += 32) count += list[i] >= x;
-  return __reduce_add_sync(~0u, count);
+
+constexpr uint32_t kInfinity = 0x7f800000u;
+constexpr uint32_t kEnd = 0x80000000u;  // above all magnitudes
+constexpr uint32_t kNone = ~0u;
+__device__ __forceinline__ uint32_t magnitude(float x) { return __float_as_uint(x) & 0x7fffffffu; }
+
+__device__ __forceinline__ const __nv_bfloat162& as_halves(const uint32_t& word) {
+  return reinterpret_cast<const __nv_bfloat162&>(word);
+}
+// Magnitudes of two entries, cut off to bfloat16s.
+__device__ __forceinline__ uint32_t halves(float lower, float upper) {
+  return __byte_perm(__float_as_uint(lower), __float_as_uint(upper), 0x7632) & 0x7fff7fffu;
+}
+// How many halves of a warp's words are at least so much.
+template <int kWords>
+__device__ __forceinline__ int halves_reaching(const uint32_t (&word)[kWords], uint32_t least) {
+  const uint32_t both = least << 16 | least;
+  uint32_t sum = 0;  // of masks, each half a -1
+#pragma unroll
+  for (int i = 0; i < kWords; i++) sum += __hge2_mask(as_halves(word[i]), as_halves(both));
+  const uint32_t lower = (0u - sum) & 0xffff, upper = (lower - ((sum + lower) >> 16)) & 0xffff;
+  return __reduce_add_sync(~0u, int(lower + upper));
 }
 
 // --- The residual.
 
-// A block takes kApplyRows rows. Rows that pass have the first of its slots. Of the columns a warp takes 32 in every
-// kApplyColumns, and lane 4 g + q of these 4 g to 4 g + 3, for the slots 2 q and 2 q + 1.
+// A block takes kApplyRows rows. Rows that pass have the first of its slots. Of the columns a warp takes a piece of 32 in
+// every kApplyColumns, and lane 4 g + q of these 4 g to 4 g + 3, for the slots 2 q and 2 q + 1.
 constexpr int kApplyRows = 8;
 constexpr int kApplyColumns = kLowrankWarps * 32;
+constexpr int kPieces = int(kLowrankCudaMaxD) / kApplyColumns;
 constexpr int kPairs = int(kLowrankCudaMaxN) / 2 + 8;
-constexpr int kTies = 32;                // of a row at the threshold that are cut without ado
-constexpr int kBins = 816;               // of a row's histogram, by its magnitudes' exponents and two bits more
-constexpr int kFirstBin = 1024 - kBins;  // all magnitudes below, under 2^-75, count for the first
 
-inline __host__ __device__ int apply_pieces(int d) { return (d + kApplyColumns - 1) / kApplyColumns; }
-inline __host__ __device__ int64_t apply_small_shared_bytes(int d) {
-  return (int64_t(apply_pieces(d)) * 8 * kLowrankThreads + kApplyRows * kBins) * 4;
+// A sample of a row says between which magnitudes the least that is kept should lie, its window. Entries above are
+// counted, those inside listed, and the least is found among them. If it is not, the window moves.
+constexpr int kListWords = 16, kListed = 32 * kListWords;  // entries of a window that can be listed: so many a lane
+constexpr int kListStride = kListed + 4;                   // so that the slots of a warp share no bank
+constexpr int kSampleWords = int(kLowrankCudaMaxD) / 8;    // every fourth column, two in a word
+static_assert(kSampleWords <= kListed && kSampleWords % 32 == 0, "the sample lies where the list will");
+constexpr float kDeviations = 4.5f;  // from the expected to the window's ends: one row of 100 000 is beyond
+
+inline __host__ __device__ int64_t residual_bytes(int d) { return int64_t(kApplyRows) * up_to(d, kApplyColumns) * 4; }
+inline __host__ __device__ int64_t apply_small_shared_bytes(int d, int n, int m) {
+  return residual_bytes(d) + kApplyRows * kListStride * 4 + up_to(n * m, 4) * 4;
 }
-
-constexpr uint32_t kInfinity = 0x7f800000u;
-__device__ __forceinline__ uint32_t magnitude(float x) { return __float_as_uint(x) & 0x7fffffffu; }
 
 // Columns 2 j and 2 j + 1 of four values, as the tensor cores take them.
 template <int kParts>
@@ -348,101 +368,287 @@ __device__ __forceinline__ Columns<1> columns(const Quad<__nv_bfloat16> (&v)[4],
           {{{__byte_perm(word[0], word[1], 0x7632), __byte_perm(word[2], word[3], 0x7632)}}}};
 }
 
+// x + alpha r where |r| is not below `least`.
+__device__ __forceinline__ Quad<float> add_kept(Quad<float> x, const Quad<float>& r, float least, float alpha) {
+#pragma unroll
+  for (int e = 0; e < 4; e++)
+    if (!(fabsf(r.e[e]) < least)) x.e[e] = add_scaled(x.e[e], alpha, r.e[e]);
+  return x;
+}
 __device__ __forceinline__ __half2 rounded(__half, float lower, float upper) { return __floats2half2_rn(lower, upper); }
 __device__ __forceinline__ __nv_bfloat162 rounded(__nv_bfloat16, float lower, float upper) {
   return __floats2bfloat162_rn(lower, upper);
 }
-// x + alpha r where keep(r).
-template <class Keep>
-__device__ __forceinline__ Quad<float> add_where(Quad<float> x, const Quad<float>& r, float alpha, Keep keep) {
-#pragma unroll
-  for (int e = 0; e < 4; e++)
-    if (keep(r.e[e])) x.e[e] = add_scaled(x.e[e], alpha, r.e[e]);
-  return x;
-}
-template <class T, class Keep>
-__device__ __forceinline__ Quad<T> add_where(Quad<T> x, const Quad<float>& r, float alpha, Keep keep) {
+template <class T>
+__device__ __forceinline__ Quad<T> add_kept(Quad<T> x, const Quad<float>& r, float least, float alpha) {
 #pragma unroll
   for (int e = 0; e < 4; e += 2) {  // the two of a word are rounded at once
     uint32_t& word = reinterpret_cast<uint32_t(&)[2]>(x)[e / 2];
     const auto both = rounded(x.e[e], __fadd_rn(to_float(x.e[e]), __fmul_rn(alpha, r.e[e])),
                               __fadd_rn(to_float(x.e[e + 1]), __fmul_rn(alpha, r.e[e + 1])));
     const uint32_t added = reinterpret_cast<const uint32_t&>(both);
-    if (keep(r.e[e])) word = __byte_perm(word, added, 0x3254);
-    if (keep(r.e[e + 1])) word = __byte_perm(word, added, 0x7610);
+    if (!(fabsf(r.e[e]) < least)) word = __byte_perm(word, added, 0x3254);
+    if (!(fabsf(r.e[e + 1]) < least)) word = __byte_perm(word, added, 0x7610);
   }
   return x;
 }
 
-// Which lane, counting from the first, holds the need-th of what the lanes count, and how many those before it hold.
-struct Found {
-  int lane;
-  int before;
+// A lane's part of the residual: four columns of each of its pieces, of its even slot, then of its odd one.
+struct Residual {
+  Quad<float>* first;  // in the shared memory, each thread's where only it looks
+  int pieces;
+  __device__ __forceinline__ Quad<float>& at(int piece, int odd) const { return first[(2 * piece + odd) * kLowrankThreads]; }
 };
-__device__ __forceinline__ Found find(int count, int need) {
-  const int before = int(warp_inclusive_scan(uint32_t(count))) - count;
-  const int lane = __ffs(__ballot_sync(~0u, before < need && before + count >= need)) - 1;
-  return {lane, __shfl_sync(~0u, before, lane & 31)};
+
+// Which entries of a lane are above a window and which inside: a bit for each.
+struct Bits {
+  uint32_t above, inside;
+};
+__device__ __forceinline__ uint32_t bit_of(int piece, int e) { return 1u << (e % 2 * 16 + piece * 2 + e / 2); }
+__device__ inline Bits window_bits(const Residual& r, int odd, uint32_t lo, uint32_t hi) {
+  uint32_t reaching_lo = 0, reaching_hi = 0;
+  for (int b = 0; b < r.pieces; b++) {
+    const Quad<float> x = r.at(b, odd);
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      if (magnitude(x.e[e]) >= lo) reaching_lo |= bit_of(b, e);
+      if (magnitude(x.e[e]) >= hi) reaching_hi |= bit_of(b, e);
+    }
+  }
+  return {reaching_hi, reaching_lo & ~reaching_hi};
+}
+// The same, two entries at once, where the ends are bfloat16s.
+__device__ __forceinline__ Bits window_bits_of_halves(const Residual& r, int odd, uint32_t lo, uint32_t hi) {
+  static_assert(kPieces * 2 <= 16, "a bit for each entry");
+  const uint32_t both_lo = __byte_perm(lo, lo, 0x3232), both_hi = __byte_perm(hi, hi, 0x3232);
+  uint32_t reaching_lo = 0, reaching_hi = 0;
+#pragma unroll
+  for (int b = 0; b < kPieces; b++)
+    if (b < r.pieces) {
+      const Quad<float> x = r.at(b, odd);
+#pragma unroll
+      for (int e = 0; e < 4; e += 2) {
+        const uint32_t word = halves(x.e[e], x.e[e + 1]), two = bit_of(b, e) | bit_of(b, e + 1);
+        reaching_lo |= __hgeu2_mask(as_halves(word), as_halves(both_lo)) & two;
+        reaching_hi |= __hgeu2_mask(as_halves(word), as_halves(both_hi)) & two;
+      }
+    }
+  return {reaching_hi, reaching_lo & ~reaching_hi};
 }
 
-// The bin that holds the need-th largest of a row, by one warp: how many are in the bins above, and how many in this.
-struct Bin {
-  int bin, above, inside;
-};
-__device__ inline Bin find_bin(const int* histogram, int need) {
-  constexpr int kPer = (kBins + 31) / 32;
-  const int lane = threadIdx.x & 31;
-  int sum = 0;
-  for (int i = 0; i < kPer; i++) {
-    const int bin = kBins - 1 - lane * kPer - i;
-    if (bin >= 0) sum += histogram[bin];
+// Sum over the lanes of a warp with the same q up to this one.
+__device__ __forceinline__ uint32_t inclusive_scan_over_g(uint32_t sum) {
+#pragma unroll
+  for (int offset = 4; offset < 32; offset *= 2) {
+    const uint32_t before = __shfl_up_sync(~0u, sum, offset);
+    if (int(threadIdx.x & 31) >= offset) sum += before;
   }
-  const Found of = find(sum, need);
-  const int bin = kBins - 1 - of.lane * kPer - lane;
-  const int count = lane < kPer && bin >= 0 ? histogram[bin] : 0;
-  const Found in = find(count, need - of.before);
-  return {kBins - 1 - of.lane * kPer - in.lane, of.before + in.before, __shfl_sync(~0u, count, in.lane)};
+  return sum;
+}
+
+// What is known of the slots while it is decided what is kept.
+struct Choice {
+  uint32_t lo[kApplyRows], hi[kApplyRows];              // windows; kNone where nothing is looked for any more
+  uint32_t known_lo[kApplyRows], known_hi[kApplyRows];  // the least that is kept is in between
+  uint32_t counts[kApplyRows];                      // entries above the window, times 2^16, and inside
+  uint32_t least[kApplyRows];                       // that is kept
+  int ties[kApplyRows];                             // how many of that magnitude are kept; 0: all
+};
+
+// Chooses a slot's window by its sample, a warp each end of it.
+__device__ inline void choose_window(Choice& choice, const uint32_t* sample, int slot, bool upper, int d, int k) {
+  const int lane = threadIdx.x & 31;
+  uint32_t word[kSampleWords / 32], most = 0;
+#pragma unroll
+  for (int w = 0; w < kSampleWords / 32; w++) {
+    word[w] = sample[w * 32 + lane];
+    most = max(most, max(word[w] & 0xffffu, word[w] >> 16));
+  }
+  constexpr uint32_t kLast = kInfinity >> 16;
+  const uint32_t end = min(__reduce_max_sync(~0u, most) + 1, kLast);
+  const float expected = float(k) / 4, deviation = sqrtf(expected * (1 - float(k) / float(d)) * 0.75f);
+  const float spread = 1 + kDeviations * deviation;
+  const int slack = int(deviation / 2);  // so exact it need not be
+  const int wanted = int(ceilf(upper ? expected - spread - float(slack) : expected + spread));
+  Bracket of = {end, end};
+  if (!upper || wanted >= 1)
+    of = rank_of([&](uint32_t x) { return halves_reaching(word, x); }, d / 4, min(wanted, d / 4), 0, end, slack);
+  if (lane) return;
+  if (upper)
+    choice.hi[slot] = max(of.hi, 1u) << 16, choice.known_lo[slot] = 0, choice.known_hi[slot] = kEnd, choice.counts[slot] = 0;
+  else
+    choice.lo[slot] = min(of.lo, kLast - 1) << 16;
+}
+
+// Finds the least that is kept among a slot's list, or moves its window, by a warp.
+__device__ inline void choose_least(Choice& choice, const uint32_t* list, int slot, int k) {
+  const int lane = threadIdx.x & 31;
+  const uint32_t lo = choice.lo[slot], hi = choice.hi[slot];
+  if (lo == kNone) return;
+  const int above = int(choice.counts[slot] >> 16), inside = int(choice.counts[slot] & 0xffffu);
+  uint32_t known_lo = choice.known_lo[slot], known_hi = choice.known_hi[slot], next_lo = kNone, next_hi = kNone;
+  uint32_t least = 0;
+  int ties = 0;
+  if (above >= k) {
+    known_lo = next_lo = hi;
+    next_hi = known_hi - hi < 2 * (hi - lo) ? known_hi : hi + 2 * (hi - lo);
+  } else if (above + inside < k) {
+    known_hi = next_hi = lo;
+    next_lo = lo - known_lo < 2 * (hi - lo) ? known_lo : lo - 2 * (hi - lo);
+  } else if (above + inside == k) {
+    least = lo;
+  } else if (hi - lo == 1) {
+    least = lo, ties = k - above;
+  } else if (inside > kListed) {
+    known_lo = lo, known_hi = next_hi = hi, next_lo = lo + (hi - lo) / 2;
+  } else {
+    uint32_t entry[kListWords];
+#pragma unroll
+    for (int w = 0; w < kListWords; w++) entry[w] = w * 32 + lane < inside ? list[w * 32 + lane] & 0x7fffffffu : 0;
+    const auto reaching = [&](uint32_t x) {
+      int count = 0;
+#pragma unroll
+      for (int w = 0; w < kListWords; w++) count += entry[w] >= x;
+      return __reduce_add_sync(~0u, count);
+    };
+    const Bracket of = rank_of(reaching, inside, k - above, lo, hi);
+    least = of.lo;
+    if (of.lo < of.hi) ties = k - above - reaching(of.hi);
+  }
+  __syncwarp();  // all lanes have read what the first now writes
+  if (lane) return;
+  choice.lo[slot] = next_lo, choice.hi[slot] = next_hi, choice.known_lo[slot] = known_lo, choice.known_hi[slot] = known_hi;
+  choice.least[slot] = max(least, 1u), choice.ties[slot] = least ? ties : 0;  // to add zero changes nothing
+  choice.counts[slot] = 0;
+}
+
+// Decides for `count` slots what is kept: of what is not, entries above least[slot] become zero. Called by all threads;
+// `lists` has room for kApplyRows * kListStride words. Returns whether zeros are what says it, rather than `least`.
+__device__ inline bool choose(const Residual& r, Choice& choice, uint32_t* lists, int count, int d, int k) {
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3;
+#pragma unroll
+  for (int odd = 0; odd < 2; odd++)
+#pragma unroll
+    for (int b = 0; b < kPieces; b += 2)
+      lists[(2 * q + odd) * kListStride + b / 2 * (kApplyColumns / 4) + warp * 8 + g] =
+          halves(b < r.pieces ? r.at(b, odd).e[0] : 0, b + 1 < r.pieces ? r.at(b + 1, odd).e[0] : 0);
+  __syncthreads();
+  if (warp / 2 < count) choose_window(choice, lists + warp / 2 * kListStride, warp / 2, warp % 2, d, k);
+  __syncthreads();
+
+  const auto slots_where = [&](auto f) { return __ballot_sync(~0u, lane < count && f(lane % kApplyRows)); };
+  for (uint32_t open = (1u << count) - 1; open;) {
+#pragma unroll
+    for (int odd = 0; odd < 2; odd++) {
+      const int slot = 2 * q + odd;
+      const bool looks = open >> slot & 1;
+      const uint32_t lo = looks ? choice.lo[slot] : 0, hi = looks ? choice.hi[slot] : 0;
+      Bits bits;
+      // Magnitudes too small for a float's full precision are left to the integers, whatever the cores make of them.
+      if (__ballot_sync(~0u, (lo | hi) & 0xffffu || lo - 1 < 0x7fffffu || hi > kInfinity))
+        bits = window_bits(r, odd, lo, hi);
+      else
+        bits = window_bits_of_halves(r, odd, lo, hi);
+      const uint32_t above = looks ? bits.above : 0, inside = looks ? bits.inside : 0;
+      const uint32_t own = uint32_t(__popc(above)) << 16 | uint32_t(__popc(inside));
+      const uint32_t sum = inclusive_scan_over_g(own);
+      uint32_t base = 0;
+      if (g == 7 && looks) base = atomicAdd(&choice.counts[slot], sum);
+      base = __shfl_sync(~0u, base, 28 + q);
+      const int last = int((base + sum) & 0xffffu);
+      if (last > kListed) continue;
+      uint32_t* place = lists + slot * kListStride + last - __popc(inside);
+#pragma unroll
+      for (int b = 0; b < kPieces; b++)
+        if (b < r.pieces) {
+          const Quad<float> x = r.at(b, odd);
+#pragma unroll
+          for (int e = 0; e < 4; e++)
+            if (inside & bit_of(b, e)) *place++ = __float_as_uint(x.e[e]);
+        }
+    }
+    __syncthreads();
+    if (warp < count) choose_least(choice, lists + warp * kListStride, warp, k);
+    __syncthreads();
+    open = slots_where([&](int slot) { return choice.lo[slot] != kNone; });
+  }
+
+  const uint32_t odd_ones = slots_where([&](int slot) { return choice.ties[slot] || choice.least[slot] > kInfinity; });
+  if (!odd_ones) return false;
+  // Of entries equal to the least, those of the first columns are kept: they are counted by piece and warp.
+  int* const tied = reinterpret_cast<int*>(lists);
+  const auto place_of = [&](int slot, int b, int w) { return (slot * kPieces + b) * kLowrankWarps + w; };
+  const auto own_ties = [&](const Quad<float>& of, uint32_t least) {
+    uint32_t sum = 0;
+#pragma unroll
+    for (int e = 0; e < 4; e++) sum += magnitude(of.e[e]) == least;
+    return sum;
+  };
+  for (int odd = 0; odd < 2; odd++)
+    for (int b = 0; b < kPieces; b++) {
+      const int slot = 2 * q + odd;
+      const uint32_t sum = inclusive_scan_over_g(b < r.pieces ? own_ties(r.at(b, odd), choice.least[slot]) : 0);
+      if (g == 7) tied[place_of(slot, b, warp)] = int(sum);
+    }
+  __syncthreads();
+  if (threadIdx.x < kApplyRows) {
+    int before = 0;
+    for (int i = 0; i < kPieces * kLowrankWarps; i++) {
+      const int here = tied[place_of(threadIdx.x, 0, i)];
+      tied[place_of(threadIdx.x, 0, i)] = before;
+      before += here;
+    }
+  }
+  __syncthreads();
+  for (int odd = 0; odd < 2; odd++)
+    for (int b = 0; b < r.pieces; b++) {  // as many for all lanes of a warp
+      const int slot = 2 * q + odd, ties = choice.ties[slot];
+      const uint32_t least = choice.least[slot], own = own_ties(r.at(b, odd), least);
+      int before = tied[place_of(slot, b, warp)] + int(inclusive_scan_over_g(own) - own);
+#pragma unroll
+      for (int e = 0; e < 4; e++) {
+        float& x = r.at(b, odd).e[e];
+        if (magnitude(x) < least || (magnitude(x) == least && ties && before++ >= ties)) x = 0.0f;
+      }
+    }
+  __syncthreads();  // the lists are free again
+  return true;
 }
 
 // out = h + alpha S_k(c D), c = s A, on the rows that mask and gate let through; out = h on the others.
 template <class Row, class Value>
 __global__ void __launch_bounds__(kLowrankThreads, 1) apply_small_kernel(const LowrankCuda a) {
-  __shared__ float score[kApplyRows * kLowrankCudaMaxN], row_norm[kApplyRows];
+  __shared__ float score[kApplyRows * kLowrankCudaMaxN];
   __shared__ __align__(16) uint32_t pairs[3 * kApplyRows * kPairs];  // c as three bfloat16s, two columns a word
-  __shared__ int active[kApplyRows], slot_row[kApplyRows], listed[kApplyRows], total;
-  __shared__ int wanted_ties[kApplyRows], ties[kApplyRows], tie_columns[kApplyRows][kTies];
-  __shared__ Bin chosen[kApplyRows];
-  __shared__ Bracket bracket[kApplyRows];  // of the magnitudes to list; at last lo is the least that is kept
+  __shared__ int active[kApplyRows], slot_row[kApplyRows];
+  __shared__ Choice choice;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3;
   const int n = int(a.n), m = int(a.m), d = int(a.d), k = int(a.k), width = score_columns(n), inner = up_to(m, 16);
-  const bool selects = k < d;
-  // The residual, four columns of one slot at a time, each thread's where only it looks; a histogram for each slot, and
-  // in its place a list.
-  Quad<float>* const residual = dynamic_shared<Quad<float>>() + threadIdx.x;
-  int* const histograms = reinterpret_cast<int*>(dynamic_shared<Quad<float>>() + apply_pieces(d) * 2 * kLowrankThreads);
-  uint32_t* const lists = reinterpret_cast<uint32_t*>(histograms);
+  uint32_t* const lists = reinterpret_cast<uint32_t*>(dynamic_shared<char>() + residual_bytes(d));
+  float* const coef = reinterpret_cast<float*>(lists + kApplyRows * kListStride);
   const int column0 = warp * 32 + 4 * g;
-  const int pieces = (d - warp * 32 + kApplyColumns - 1) / kApplyColumns;  // all of a warp's columns exist, or none
+  const int pieces = max(0, (d - warp * 32 + kApplyColumns - 1) / kApplyColumns);  // all of a piece exists, or nothing
+  const Residual residual = {dynamic_shared<Quad<float>>() + threadIdx.x, pieces};
   const auto over_splits = [&](const float* table, int64_t size, int64_t i) {
     float sum = 0;
 #pragma unroll 8
     for (int s = 0; s < a.splits; s++) sum += table[s * size + i];
     return sum;
   };
+  bool has_coef = false;
 
   for (int64_t row0 = int64_t(blockIdx.x) * kApplyRows; row0 < a.rows; row0 += int64_t(gridDim.x) * kApplyRows) {
     const int rows = int(a.rows - row0 < kApplyRows ? a.rows - row0 : kApplyRows);
     for (int i = threadIdx.x; i < rows * width; i += kLowrankThreads)
       score[i] = over_splits(a.scores, a.rows * width, row0 * width + i);
-    if (a.gated && threadIdx.x < rows)
-      row_norm[threadIdx.x] = sqrtf(over_splits(a.row_squares, a.rows, row0 + threadIdx.x));
+    if (threadIdx.x < kApplyRows) active[threadIdx.x] = 0;
     __syncthreads();
-    if (warp < kApplyRows) {  // a warp a row
-      bool passes = warp < rows && (!a.mask || a.mask[row0 + warp]);
+    if (warp < rows) {  // a warp a row
+      bool passes = !a.mask || a.mask[row0 + warp];
       if (passes && a.gated) {
+        const float row_norm = sqrtf(over_splits(a.row_squares, a.rows, row0 + warp));
         bool near = false;  // 0 / 0 and NaN reach nothing
-        for (int j = lane; j < m; j += 32)
-          near = near || score[warp * width + j] / (row_norm[warp] * a.key_norms[j]) >= a.tau;
+        for (int j = lane; j < m; j += 32) near = near || score[warp * width + j] / (row_norm * a.key_norms[j]) >= a.tau;
         passes = __ballot_sync(~0u, near);
       }
       if (lane == 0) {
@@ -460,17 +666,13 @@ __global__ void __launch_bounds__(kLowrankThreads, 1) apply_small_kernel(const L
     }
     if (!passing) continue;
 
-    // c, and all that is counted starts anew.
+    // c.
     const int count = __popc(passing);
-    float* const coef = reinterpret_cast<float*>(dynamic_shared<Quad<float>>());
-    for (int i = threadIdx.x; i < n * m; i += kLowrankThreads) coef[i] = a.coef[i];
-    if (selects)
-      for (int i = threadIdx.x; i < kApplyRows * kBins; i += kLowrankThreads) histograms[i] = 0;
-    if (threadIdx.x < kApplyRows) {
-      listed[threadIdx.x] = ties[threadIdx.x] = 0;
-      bracket[threadIdx.x] = {0, 0};
-      if (passing >> threadIdx.x & 1) slot_row[__popc(passing & ((1u << threadIdx.x) - 1))] = threadIdx.x;
-    }
+    if (!has_coef)
+      for (int i = threadIdx.x; i < n * m; i += kLowrankThreads) coef[i] = a.coef[i];
+    has_coef = true;
+    if (passing >> threadIdx.x % 32 & 1 && threadIdx.x < 32)
+      slot_row[__popc(passing & ((1u << threadIdx.x) - 1))] = threadIdx.x;
     __syncthreads();
     for (int i = threadIdx.x; i < kApplyRows * (inner / 2); i += kLowrankThreads) {
       const int slot = i / (inner / 2), j = i % (inner / 2) * 2;
@@ -490,7 +692,7 @@ __global__ void __launch_bounds__(kLowrankThreads, 1) apply_small_kernel(const L
     }
     __syncthreads();
 
-    // Values past the last are read as the last: their c is zero.
+    // The residual. Values past the last are read as the last: their c is zero.
     constexpr int kGroups = int(kLowrankCudaMaxN) / 16;
     int offset[kGroups][4];
 #pragma unroll
@@ -505,11 +707,11 @@ __global__ void __launch_bounds__(kLowrankThreads, 1) apply_small_kernel(const L
               (static_cast<const Value*>(a.values) + b * kApplyColumns)[offset[l][i]]);
     };
     const uint32_t* const own_pairs = pairs + g * kPairs + 2 * q;
-    int* const own_bins = histograms + 2 * q * kBins - kFirstBin;
     constexpr int kAhead = sizeof(Value) == 2 ? kGroups : 1;  // groups of values that are on their way
     Quad<Value> value[kAhead][4];
 #pragma unroll
     for (int l = 0; l < kAhead; l++) load(value[l], l, 0);
+#pragma unroll 1
     for (int b = 0; b < pieces; b++) {
       float sum[2][4] = {};
 #pragma unroll
@@ -531,161 +733,22 @@ __global__ void __launch_bounds__(kLowrankThreads, 1) apply_small_kernel(const L
           for (int j = 0; j < 2; j++) multiply_add(sum[j], of[j].lower, of[j].upper, c);
         }
 #pragma unroll
-      for (int odd = 0; odd < 2; odd++) {
-        const Quad<float> r = {sum[0][odd], sum[0][2 + odd], sum[1][odd], sum[1][2 + odd]};
-        residual[(2 * b + odd) * kLowrankThreads] = r;
-        if (selects)
-#pragma unroll
-          for (int e = 0; e < 4; e++)
-            atomicAdd(own_bins + odd * kBins + max(int(magnitude(r.e[e]) >> 21), kFirstBin), 1);
-      }
+      for (int odd = 0; odd < 2; odd++)
+        residual.at(b, odd) = {sum[0][odd], sum[0][2 + odd], sum[1][odd], sum[1][2 + odd]};
     }
 
-    if (selects) {
-      // A warp a row: the bin that the threshold is in. Its magnitudes will be listed, if there is room for them and
-      // they are finite: there are no others between the bin's ends then.
-      __syncthreads();
-      if (warp < count) {
-        const Bin of = find_bin(histograms + warp * kBins, k);
-        if (lane == 0) {
-          chosen[warp] = of;
-          const uint32_t lo = uint32_t(of.bin + kFirstBin) << 21, hi = uint32_t(of.bin + kFirstBin + 1) << 21;
-          if (of.bin > 0 && hi <= kInfinity && of.inside <= kBins) bracket[warp] = {lo, hi};
-        }
-      }
-      __syncthreads();
-#pragma unroll
-      for (int odd = 0; odd < 2; odd++) {
-        const int slot = 2 * q + odd;
-        const float lo = __uint_as_float(bracket[slot].lo), hi = __uint_as_float(bracket[slot].hi);
-        int mine = 0;
-#pragma unroll 2
-        for (int b = 0; b < pieces; b++) {
-          const Quad<float> r = residual[(2 * b + odd) * kLowrankThreads];
-#pragma unroll
-          for (int e = 0; e < 4; e++) mine += fabsf(r.e[e]) >= lo && fabsf(r.e[e]) < hi;
-        }
-        int sum = mine;
-#pragma unroll
-        for (int offset = 4; offset < 32; offset *= 2) {
-          const int before = __shfl_up_sync(~0u, sum, offset);
-          if (lane >= offset) sum += before;
-        }
-        int base = 0;
-        if (g == 7 && sum) base = atomicAdd(&listed[slot], sum);
-        base = __shfl_sync(~0u, base, 28 + q);
-        int place = slot * kBins + base + sum - mine;
-#pragma unroll 2
-        for (int b = 0; b < pieces; b++) {
-          const Quad<float> r = residual[(2 * b + odd) * kLowrankThreads];
-#pragma unroll
-          for (int e = 0; e < 4; e++)
-            if (fabsf(r.e[e]) >= lo && fabsf(r.e[e]) < hi) lists[place++] = magnitude(r.e[e]);
-        }
-      }
-      __syncthreads();
-      // A warp a row: the least magnitude that is kept.
-      if (warp < count) {
-        const Bracket all = bracket[warp];
-        Bracket of = all;
-        const int inside = chosen[warp].inside, need = k - chosen[warp].above;
-        const bool has_list = all.lo < all.hi;
-        if (!has_list) {
-          of.hi = of.lo + 1;
-        } else if (need == inside) {
-          of.hi = of.lo;
-        } else {
-          const uint32_t* const list = lists + warp * kBins;
-          of = rank_of([=](uint32_t x) { return reaching(list, inside, x); }, inside, need, of.lo, of.hi);
-        }
-        const int left = has_list && of.lo < of.hi ? need - reaching(lists + warp * kBins, inside, of.hi) : 0;
-        __syncwarp();  // all lanes have read what the first now writes
-        if (lane == 0) {
-          bracket[warp] = of;
-          wanted_ties[warp] = left;
-          active[warp] = of.lo < of.hi;
-        }
-      }
-      __syncthreads();
-      // What is not kept of ties becomes zero: those of the last columns.
-      uint32_t left = __ballot_sync(~0u, lane < count && active[lane % kApplyRows]);
-      if (left) {
-        const auto for_ties = [&](auto f) {
-          for (int odd = 0; odd < 2; odd++) {
-            const int slot = 2 * q + odd;
-            if (!(left >> slot & 1) || wanted_ties[slot] == 0) continue;
-            for (int b = 0; b < pieces; b++)
-              for (int e = 0; e < 4; e++) {
-                float& r = residual[(2 * b + odd) * kLowrankThreads].e[e];
-                if (magnitude(r) == bracket[slot].lo) f(slot, b * kApplyColumns + column0 + e, r);
-              }
-          }
-        };
-        for_ties([&](int slot, int c, float&) {
-          const int place = atomicAdd(&ties[slot], 1);
-          if (place < kTies) tie_columns[slot][place] = c;
-        });
-        __syncthreads();
-        for_ties([&](int slot, int c, float& r) {
-          if (ties[slot] > kTies) return;
-          int before = 0;
-          for (int i = 0; i < ties[slot]; i++) before += tie_columns[slot][i] < c;
-          if (before >= wanted_ties[slot]) r = 0.0f;
-        });
-        left = __ballot_sync(~0u, lane < count && active[lane % kApplyRows] &&
-                                      (wanted_ties[lane % kApplyRows] == 0 || ties[lane % kApplyRows] > kTies));
-      }
-      // Where there are more, or there was no list: bit by bit, over the whole row.
-      for (; left; left &= left - 1) {
-        const int slot = __ffs(left) - 1;
-        const int own_pieces = q == slot / 2 ? pieces : 0;
-        uint32_t threshold = 0;
-        int cut = 0, beyond = d;  // of those at the threshold so many columns are too few, so many enough
-        for (int bit = 30; bit >= 0 || beyond - cut > 1; bit--) {
-          const uint32_t trial = bit < 0 ? threshold : threshold | 1u << bit;
-          const int before = bit < 0 ? (cut + beyond) / 2 : d;
-          int here = 0;
-          for (int b = 0; b < own_pieces; b++) {
-            const Quad<float> r = residual[(2 * b + slot % 2) * kLowrankThreads];
-#pragma unroll
-            for (int e = 0; e < 4; e++)
-              here += magnitude(r.e[e]) > trial ||
-                      (magnitude(r.e[e]) == trial && b * kApplyColumns + column0 + e < before);
-          }
-          here = __reduce_add_sync(~0u, here);
-          if (threadIdx.x == 0) total = 0;
-          __syncthreads();
-          if (lane == 0) atomicAdd(&total, here);
-          __syncthreads();
-          const bool enough = total >= k;
-          __syncthreads();
-          if (bit >= 0) {
-            if (enough) threshold = trial;
-          } else {
-            (enough ? beyond : cut) = before;
-          }
-        }
-        if (threadIdx.x == 0) bracket[slot].lo = max(threshold, 1u);
-        for (int b = 0; b < own_pieces; b++)
-#pragma unroll
-          for (int e = 0; e < 4; e++) {
-            float& r = residual[(2 * b + slot % 2) * kLowrankThreads].e[e];
-            if (magnitude(r) == threshold && b * kApplyColumns + column0 + e >= beyond) r = 0.0f;
-          }
-      }
-      __syncthreads();
-    }
-
+    const bool selects = k < d, zeroed = selects && choose(residual, choice, lists, count, d, k);
 #pragma unroll
     for (int odd = 0; odd < 2; odd++) {
       const int slot = 2 * q + odd;
       if (slot >= count) continue;
-      const uint32_t least = bracket[slot].lo;
+      const float least = !selects ? 0.0f : __uint_as_float(zeroed ? 1u : choice.least[slot]);
       const int64_t start = (row0 + slot_row[slot]) * a.d + column0;
       const Row* const from = static_cast<const Row*>(a.h) + start;
       Row* const to = static_cast<Row*>(a.out) + start;
-      constexpr int kLoads = 4;  // that are on their way
-      for (int first = 0; first < pieces; first += kLoads) {
+      constexpr int kLoads = sizeof(Row) == 2 ? 8 : 4;  // that are on their way
+#pragma unroll
+      for (int first = 0; first < kPieces; first += kLoads) {
         Quad<Row> x[kLoads];
 #pragma unroll
         for (int i = 0; i < kLoads; i++)
@@ -694,8 +757,7 @@ __global__ void __launch_bounds__(kLowrankThreads, 1) apply_small_kernel(const L
         for (int i = 0; i < kLoads; i++)
           if (first + i < pieces)
             reinterpret_cast<Quad<Row>&>(to[(first + i) * kApplyColumns]) =
-                add_where(x[i], residual[(2 * (first + i) + odd) * kLowrankThreads], a.alpha,
-                          [=](float r) { return magnitude(r) >= least; });
+                add_kept(x[i], residual.at(first + i, odd), least, a.alpha);
       }
     }
     __syncthreads();  // the next rows take the same shared memory

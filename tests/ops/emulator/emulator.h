@@ -1,5 +1,4 @@
-// A CUDA block on the CPU, for tests: one fibre per CUDA thread, blocks run one after another on one OS thread; those of a
-// cluster run together.
+// A CUDA block on the CPU, for tests: one fibre per CUDA thread, blocks run one after another on one OS thread.
 //
 // Include the CUDA headers that the kernel needs first, then this, then the kernel's header. It shows wrong arithmetic,
 // wrong indices, divergent barriers, stray writes and most barriers that are missing; other races and timing it does
@@ -22,7 +21,7 @@
 #undef __device__
 #undef __launch_bounds__
 #undef __forceinline__
-#define __shared__ static  // blocks run one after another, so one copy serves; not for kernels that run in clusters
+#define __shared__ static  // blocks run one after another, so one copy serves
 #define __global__
 #define __host__
 #define __device__
@@ -31,7 +30,7 @@
 
 namespace emulator {
 
-enum class State { kReady, kAtClusterBarrier, kAtBlockBarrier, kAtWarpBarrier, kDone };
+enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
 
 struct Fibre {
   ucontext_t context;
@@ -47,13 +46,11 @@ struct Index {
 inline std::vector<Fibre> fibres;
 inline ucontext_t scheduler;
 inline std::function<void()> body;
-inline int current;  // thread of the cluster
-inline int cluster;  // which one
-inline Index grid;
-inline int threads, blocks;  // of a block, of a cluster
+inline int current;
+inline Index block, grid;
+inline int threads;
 inline int votes[1024];
-// The shared memory whose size is given at the launch, and a guard behind it; by block of the cluster.
-inline std::vector<std::vector<uint64_t>> shared;
+inline std::vector<uint64_t> shared;  // the shared memory whose size is given at the launch, and a guard behind it
 constexpr uint64_t kGarbage = 0xfff1a5a5a5a5a5a5;  // a NaN, as float and as double
 
 inline void run_body() {
@@ -80,10 +77,9 @@ inline bool release(State barrier, int from, int to) {
   return any;
 }
 
-inline void run_cluster() {
-  const int all = blocks * threads;
-  if (int(fibres.size()) < all) fibres.resize(all);
-  for (int i = 0; i < all; i++) {
+inline void run_block() {
+  if (int(fibres.size()) < threads) fibres.resize(threads);
+  for (int i = 0; i < threads; i++) {
     Fibre& f = fibres[i];
     getcontext(&f.context);
     f.context.uc_stack.ss_sp = f.stack.data();
@@ -93,47 +89,36 @@ inline void run_cluster() {
     f.turn = 0;
     makecontext(&f.context, run_body, 0);
   }
-  // One warp after the other goes as far as it can, from the first on in even clusters, from the last on in odd ones: if
-  // a barrier is missing, some thread comes far too early. So do the blocks, each until it waits for the others.
+  // One warp after the other goes as far as it can, from the first on in even blocks, from the last on in odd ones: if
+  // a barrier is missing, some thread comes far too early.
   const int warps = (threads + 31) / 32;
   for (;;) {
-    for (int i = 0; i < blocks; i++) {
-      const int first = threads * (cluster % 2 ? blocks - 1 - i : i);
+    for (int i = 0; i < warps; i++) {
+      const int from = 32 * (block.x % 2 ? warps - 1 - i : i), to = std::min(from + 32, threads);
       do {
-        for (int j = 0; j < warps; j++) {
-          const int warp = 32 * (cluster % 2 ? warps - 1 - j : j);
-          const int from = first + warp, to = first + std::min(warp + 32, threads);
-          do {
-            for (current = from; current < to; current++)
-              if (fibres[current].state == State::kReady) swapcontext(&scheduler, &fibres[current].context);
-          } while (release(State::kAtWarpBarrier, from, to));
-        }
-      } while (release(State::kAtBlockBarrier, first, first + threads));
+        for (current = from; current < to; current++)
+          if (fibres[current].state == State::kReady) swapcontext(&scheduler, &fibres[current].context);
+      } while (release(State::kAtWarpBarrier, from, to));
     }
-    if (std::all_of(fibres.begin(), fibres.begin() + all, [](Fibre& f) { return f.state == State::kDone; })) return;
-    if (!release(State::kAtClusterBarrier, 0, all))
+    if (std::all_of(fibres.begin(), fibres.begin() + threads, [](Fibre& f) { return f.state == State::kDone; })) return;
+    if (!release(State::kAtBlockBarrier, 0, threads))
       throw std::runtime_error("deadlock: threads wait at different barriers");
   }
 }
 
 template <class F>
-void launch(int blocks_, int threads_, int64_t shared_bytes, F kernel, int blocks_of_a_cluster = 1) {
+void launch(int blocks, int threads_, int64_t shared_bytes, F kernel) {
   body = kernel;
   threads = threads_;
-  blocks = blocks_of_a_cluster;
-  grid = {blocks_};
+  grid = {blocks};
   const size_t words = (shared_bytes + 7) / 8;
-  for (cluster = 0; cluster < blocks_ / blocks; cluster++) {
-    shared.resize(blocks);
-    for (auto& memory : shared) memory.assign(words + 64, kGarbage);
-    run_cluster();
-    for (auto& memory : shared)
-      if (std::count(memory.begin() + words, memory.end(), kGarbage) != 64)
-        throw std::runtime_error("a write behind the shared memory");
+  for (block.x = 0; block.x < blocks; block.x++) {
+    shared.assign(words + 64, kGarbage);
+    run_block();
+    if (std::count(shared.begin() + words, shared.end(), kGarbage) != 64)
+      throw std::runtime_error("a write behind the shared memory");
   }
 }
-
-inline int rank() { return current / threads; }
 
 }  // namespace emulator
 
@@ -141,22 +126,13 @@ namespace timerome {
 
 template <class T>
 T* dynamic_shared() {
-  return reinterpret_cast<T*>(emulator::shared[emulator::rank()].data());
-}
-inline int cluster_rank() { return emulator::rank(); }
-inline void cluster_sync() { emulator::wait(emulator::State::kAtClusterBarrier); }
-template <class T>
-T* of_block(T* own, int rank) {
-  const auto offset = reinterpret_cast<const char*>(own) - dynamic_shared<const char>();
-  if (offset < 0 || offset >= int64_t(8 * emulator::shared[rank].size()) || rank >= emulator::blocks)
-    throw std::runtime_error("an address outside the shared memory, or a block outside the cluster");
-  return reinterpret_cast<T*>(reinterpret_cast<char*>(emulator::shared[rank].data()) + offset);
+  return reinterpret_cast<T*>(emulator::shared.data());
 }
 
 }  // namespace timerome
 
-#define threadIdx (emulator::Index{emulator::current % emulator::threads})
-#define blockIdx (emulator::Index{emulator::cluster * emulator::blocks + emulator::rank()})
+#define threadIdx (emulator::Index{emulator::current})
+#define blockIdx emulator::block
 #define gridDim emulator::grid
 #define __syncthreads() emulator::wait(emulator::State::kAtBlockBarrier)
 
@@ -197,7 +173,7 @@ namespace emulator {
 // one barrier is enough: who comes to the next one has read this one.
 template <class T, class F>
 auto exchange(const T& value, F read) {
-  static T slots[2][8 * 32][32];  // [turn][warp][lane]
+  static T slots[2][32][32];  // [turn][warp][lane]
   const int turn = fibres[current].turn ^= 1, warp = current / 32;
   slots[turn][warp][current % 32] = value;
   wait(State::kAtWarpBarrier);

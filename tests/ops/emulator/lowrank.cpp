@@ -3,7 +3,7 @@
 #include <cuda_fp16.h>
 
 #include "emulator.h"
-#include "lowrank_cluster_kernel.cuh"
+#include "lowrank_kernel.cuh"
 
 using namespace timerome;
 
@@ -23,7 +23,7 @@ static void score(const LowrankCuda& a) {
 
 template <class Row, class Value>
 static void apply(const LowrankCuda& a, int blocks) {
-  emulator::launch(blocks, kLowrankThreads, apply_small_shared_bytes(int(a.d)),
+  emulator::launch(blocks, kLowrankThreads, apply_small_shared_bytes(int(a.d), int(a.n), int(a.m)),
                    [=] { apply_small_kernel<Row, Value>(a); });
 }
 
@@ -34,25 +34,10 @@ static void apply(const LowrankCuda& a, int blocks) {
   apply<__nv_bfloat16, Value>(a, blocks);
 }
 
-template <int kRowParts, int kKeyTiles>
-static void in_clusters(const LowrankCuda& a, int clusters) {
-  const int bytes = ClusterLayout(a.tiles, a.blocks, int(a.n), int(a.m), (kKeyTiles + 1) / 2).bytes;
-  const auto kernel = [=] { lowrank_cluster_kernel<kRowParts, kKeyTiles>(a); };
-  emulator::launch(clusters * a.blocks, kClusterThreads, bytes, kernel, a.blocks);
-}
-
-template <int kRowParts>
-static void in_clusters(const LowrankCuda& a, int clusters) {
-  if (a.n <= 16) return in_clusters<kRowParts, 2>(a, clusters);
-  if (a.n <= 40) return in_clusters<kRowParts, 5>(a, clusters);
-  in_clusters<kRowParts, 8>(a, clusters);
-}
-
-// With tiles, one launch in clusters: of bfloat16s only.
 extern "C" int emulated_lowrank(const void* h, void* out, const void* keys, const float* coef, const void* values,
                                 const float* mean, const uint8_t* mask, void* hits, int64_t rows, int64_t length,
                                 int64_t d, int64_t n, int64_t m, int64_t k, double alpha, double tau, bool gated,
-                                int dtype, int keys_dtype, int values_dtype, int splits, int stages, int blocks, int tiles) {
+                                int dtype, int keys_dtype, int values_dtype, int splits, int stages, int blocks) {
   const int width = score_columns(int(n));
   std::vector<float> scores(splits * rows * width, NAN), row_squares(splits * rows, NAN), key_norms(n, NAN);
   LowrankCuda a = {};
@@ -63,13 +48,7 @@ extern "C" int emulated_lowrank(const void* h, void* out, const void* keys, cons
   a.dtype = dtype, a.keys_dtype = keys_dtype, a.values_dtype = values_dtype;
   a.splits = splits, a.stages = stages;
   a.scores = scores.data(), a.row_squares = row_squares.data(), a.key_norms = key_norms.data();
-  a.tiles = tiles, a.blocks = int((d + kSlice - 1) / kSlice);
   try {
-    if (tiles) {
-      std::fill_n(a.hits, rows / length, 0);
-      mean ? in_clusters<3>(a, blocks) : in_clusters<1>(a, blocks);
-      return 0;
-    }
     keys_dtype == 2 ? score<__nv_bfloat16>(a) : score<float>(a);
     values_dtype == 2 ? apply<__nv_bfloat16>(a, blocks) : apply<float>(a, blocks);
     return 0;

@@ -44,6 +44,19 @@ __device__ __forceinline__ void copy_async_wait(int left) {
   }
 }
 
+// Of two kernels in a row, from sm_90 on: the first lets blocks of the second come as soon as there is room, and the
+// second waits until all that the first writes can be read. Before that the second comes when the first is done.
+__device__ __forceinline__ void allow_next_launch() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+__device__ __forceinline__ void wait_for_last_launch() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 }  // namespace timerome
 
 #endif

@@ -11,12 +11,13 @@ namespace {
 constexpr int kStatic = 16 << 10;  // more than apply_small's variables take
 
 struct Device {
-  int shared = 0, processors = 0;
+  int shared = 0, processors = 0, major = 0;
   cudaError_t error;
 
   explicit Device(int device) {
     error = shared_limit(device, &shared);
     if (error == cudaSuccess) error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   }
 };
 
@@ -28,17 +29,23 @@ int splits(int64_t rows, int64_t d, int dtype, int processors) {
   return int(std::clamp<int64_t>(processors / groups(rows), 1, stages));
 }
 
-template <class Row, int kRowParts, class Key>
+template <class Row, int kRowParts, class Key, int kTiles>
 cudaError_t launch_score(LowrankCuda& a, const Device& device, cudaStream_t stream) {
   const int64_t bytes = stage_bytes(int(a.n), sizeof(Row), sizeof(Key));
   a.stages = int(std::min<int64_t>(4, device.shared / bytes));
   const int64_t shared = std::max(a.stages * bytes, score_sums_bytes(int(a.n)));
   if (a.stages == 0 || shared > device.shared) return cudaErrorInvalidValue;
-  const auto kernel = score_gate_kernel<Row, kRowParts, Key>;
+  const auto kernel = score_gate_kernel<Row, kRowParts, Key, kTiles>;
   const cudaError_t error = allow_shared(kernel, device.shared);
   if (error != cudaSuccess) return error;
   kernel<<<unsigned(groups(a.rows) * a.splits + kPrepareBlocks), kLowrankThreads, size_t(shared), stream>>>(a);
   return cudaGetLastError();
+}
+
+template <class Row, int kRowParts, class Key>
+cudaError_t launch_score(LowrankCuda& a, const Device& device, cudaStream_t stream) {
+  return tiles_for(int(a.n)) == 5 ? launch_score<Row, kRowParts, Key, 5>(a, device, stream)
+                                  : launch_score<Row, kRowParts, Key, 8>(a, device, stream);
 }
 
 template <class Key>
@@ -49,15 +56,28 @@ cudaError_t launch_score(LowrankCuda& a, const Device& device, cudaStream_t stre
                 : launch_score<__nv_bfloat16, 1, Key>(a, device, stream);
 }
 
-template <class Row, class Value>
+template <class Row, class Value, int kGroups>
 cudaError_t launch_apply(const LowrankCuda& a, const Device& device, cudaStream_t stream) {
-  const auto kernel = apply_small_kernel<Row, Value>;
+  const auto kernel = apply_small_kernel<Row, Value, kGroups>;
   const cudaError_t error = allow_shared(kernel, device.shared - kStatic);
   if (error != cudaSuccess) return error;
-  const int64_t blocks = std::min<int64_t>((a.rows + kApplyRows - 1) / kApplyRows, device.processors);
-  const auto bytes = size_t(apply_small_shared_bytes(int(a.d), int(a.n), int(a.m)));
-  kernel<<<unsigned(blocks), kLowrankThreads, bytes, stream>>>(a);
-  return cudaGetLastError();
+  cudaLaunchAttribute early = {};  // blocks may come before those of the scores are gone
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = unsigned(std::min<int64_t>((a.rows + kApplyRows - 1) / kApplyRows, device.processors));
+  config.blockDim = kLowrankThreads;
+  config.dynamicSmemBytes = size_t(apply_small_shared_bytes(int(a.d), int(a.n), int(a.m)));
+  config.stream = stream;
+  config.attrs = &early, config.numAttrs = device.major >= 9;
+  return cudaLaunchKernelEx(&config, kernel, a);
+}
+
+template <class Row, class Value>
+cudaError_t launch_apply(const LowrankCuda& a, const Device& device, cudaStream_t stream) {
+  const int groups = groups_for(int(a.m));
+  if (groups == 1) return launch_apply<Row, Value, 1>(a, device, stream);
+  return groups == 3 ? launch_apply<Row, Value, 3>(a, device, stream) : launch_apply<Row, Value, 4>(a, device, stream);
 }
 
 template <class Value>
@@ -84,7 +104,9 @@ int lowrank_cuda(const LowrankCuda& arguments, int device, void* stream_) {
   const auto stream = static_cast<cudaStream_t>(stream_);
   const Device of(device);
   if (of.error != cudaSuccess) return of.error;
-  if (a.n > kLowrankCudaMaxN || a.d > kLowrankCudaMaxD || a.d % 32) return cudaErrorInvalidValue;
+  if (a.n > kLowrankCudaMaxN || a.d > kLowrankCudaMaxD || a.d % 32 ||
+      apply_small_shared_bytes(int(a.d), int(a.n), int(a.m)) > of.shared - kStatic)
+    return cudaErrorInvalidValue;
   a.splits = splits(a.rows, a.d, a.dtype, of.processors);
   a.scores = a.scratch;
   a.row_squares = a.scores + a.splits * a.rows * score_columns(int(a.n));

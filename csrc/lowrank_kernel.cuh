@@ -10,6 +10,8 @@
 #pragma once
 #include <math.h>
 
+#include <type_traits>
+
 #include "device.cuh"
 #include "kernels.h"
 #include "rows.cuh"
@@ -18,7 +20,10 @@ namespace timerome {
 
 constexpr int kLowrankThreads = 512;
 constexpr int kLowrankWarps = kLowrankThreads / 32;
-constexpr int kTiles = int(kLowrankCudaMaxN) / 8;  // of eight keys: one side of a tensor core product
+// Kernels are made for so many keys, in tiles of eight, and values, in groups of sixteen: the sides of a tensor core's
+// product. What a call has less is read twice, or not at all, and has no part in the result.
+inline __host__ __device__ int tiles_for(int n) { return n <= 40 ? 5 : int(kLowrankCudaMaxN) / 8; }
+inline __host__ __device__ int groups_for(int m) { return m <= 16 ? 1 : m <= 48 ? 3 : int(kLowrankCudaMaxN) / 16; }
 
 template <class T>
 constexpr int kPartsOf = sizeof(T) == 4 ? 3 : 1;  // of float and bfloat16
@@ -91,7 +96,7 @@ constexpr int kStageColumns = kStageBytes / int(sizeof(Row));
 
 inline __host__ __device__ int score_columns(int n) { return up_to(n, 8); }
 inline __host__ __device__ int64_t stage_bytes(int n, int row_size, int key_size) {
-  return int64_t(kScoreRows) * kStageBytes + int64_t(score_columns(n)) * (kStageBytes / row_size * key_size);
+  return int64_t(kScoreRows) * kStageBytes + int64_t(tiles_for(n) * 8) * (kStageBytes / row_size * key_size);
 }
 // What the sums of the warps take when all stages are done.
 inline __host__ __device__ int64_t score_sums_bytes(int n) {
@@ -162,12 +167,13 @@ __device__ inline void prepare(const LowrankCuda& a) {
 }
 
 // Scores (h - mean) K^T of this block's columns, and the squares of rows that the gate divides by.
-template <class Row, int kRowParts, class Key>
+template <class Row, int kRowParts, class Key, int kTiles>
 __global__ void __launch_bounds__(kLowrankThreads) score_gate_kernel(const LowrankCuda a) {
   constexpr int kColumns = kStageColumns<Row>, kKeyBytes = kColumns * int(sizeof(Key));
   constexpr int kRowTiles = kScoreRows / 16, kShares = kScoreShares, kChain = kRowParts == 1 ? 4 : 2;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3;
   const int n = int(a.n), d = int(a.d), width = score_columns(n), splits = a.splits, stages = a.stages;
+  allow_next_launch();
   if (blockIdx.x < kPrepareBlocks) return prepare<Key>(a);
   const int64_t row0 = (blockIdx.x - kPrepareBlocks) / splits * int64_t(kScoreRows);
   const int split_index = (blockIdx.x - kPrepareBlocks) % splits;
@@ -183,22 +189,22 @@ __global__ void __launch_bounds__(kLowrankThreads) score_gate_kernel(const Lowra
   const int rows = int(a.rows - row0 < kScoreRows ? a.rows - row0 : kScoreRows);
   const Fetch<Row, kStageBytes, kScoreRows> fetch_rows(static_cast<const Row*>(a.h) + row0 * a.d, rows, d);
   const Fetch<Key, kKeyBytes, int(kLowrankCudaMaxN)> fetch_keys(a.keys, n, d);
-  const auto fetch = [&](int s) {
+  const auto fetch = [&](int s, int slot) {
     if (s < last) {
-      char* const stage = memory + (s - first) % stages * bytes;
+      char* const stage = memory + slot * bytes;
       fetch_rows(stage, s * kColumns, kScoreRows, d);
       fetch_keys(stage + kScoreRows * kStageBytes, s * kColumns, width, d);
     }
     copy_async_commit();
   };
-  for (int s = first; s < first + stages; s++) fetch(s);
+  for (int slot = 0; slot < stages; slot++) fetch(first + slot, slot);
 
   const int tile_row = warp % kRowTiles * 16, share = warp / kRowTiles, shift = shift_of(g);
   float sum[kTiles][4] = {}, row_square[2] = {};
-  for (int s = first; s < last; s++) {
+  for (int s = first, slot = 0; s < last; s++, slot = slot + 1 < stages ? slot + 1 : 0) {
     copy_async_wait(stages - 1);
     __syncthreads();
-    const char* const stage = memory + (s - first) % stages * bytes;
+    const char* const stage = memory + slot * bytes;
     const char* const own_rows = stage + (tile_row + g) * kStageBytes;
     const char* const own_keys = stage + kScoreRows * kStageBytes + g * kKeyBytes;
     for (int step0 = share; step0 < kColumns / 16; step0 += kChain * kShares) {
@@ -227,7 +233,6 @@ __global__ void __launch_bounds__(kLowrankThreads) score_gate_kernel(const Lowra
         }
 #pragma unroll
       for (int tile = 0; tile < kTiles; tile++) {
-        if (tile * 8 >= n) break;
         float some[4] = {};
 #pragma unroll
         for (int step = 0; step < kChain; step++) {
@@ -239,7 +244,7 @@ __global__ void __launch_bounds__(kLowrankThreads) score_gate_kernel(const Lowra
       }
     }
     __syncthreads();  // the slot is free again
-    fetch(s + stages);
+    fetch(s + stages, slot);
   }
 
   // Each share of the columns of a stage was summed by another warp.
@@ -248,7 +253,7 @@ __global__ void __launch_bounds__(kLowrankThreads) score_gate_kernel(const Lowra
   float* const row_squares = shared + kShares * kScoreRows * width;
 #pragma unroll
   for (int tile = 0; tile < kTiles; tile++) {
-    if (tile * 8 >= n) break;
+    if (tile * 8 >= width) break;
 #pragma unroll
     for (int i = 0; i < 4; i++)
       shared[(share * kScoreRows + tile_row + g + i / 2 * 8) * width + tile * 8 + 2 * q + i % 2] = sum[tile][i];
@@ -502,18 +507,22 @@ __device__ inline void choose_least(Choice& choice, const uint32_t* list, int sl
   } else if (inside > kListed) {
     known_lo = lo, known_hi = next_hi = hi, next_lo = lo + (hi - lo) / 2;
   } else {
-    uint32_t entry[kListWords];
+    const auto find = [&](auto words) {
+      constexpr int kWords = decltype(words)::value;
+      uint32_t entry[kWords];
 #pragma unroll
-    for (int w = 0; w < kListWords; w++) entry[w] = w * 32 + lane < inside ? list[w * 32 + lane] & 0x7fffffffu : 0;
-    const auto reaching = [&](uint32_t x) {
-      int count = 0;
+      for (int w = 0; w < kWords; w++) entry[w] = w * 32 + lane < inside ? list[w * 32 + lane] & 0x7fffffffu : 0;
+      const auto reaching = [&](uint32_t x) {
+        int count = 0;
 #pragma unroll
-      for (int w = 0; w < kListWords; w++) count += entry[w] >= x;
-      return __reduce_add_sync(~0u, count);
+        for (int w = 0; w < kWords; w++) count += entry[w] >= x;
+        return __reduce_add_sync(~0u, count);
+      };
+      const Bracket of = rank_of(reaching, inside, k - above, lo, hi);
+      least = of.lo;
+      if (of.lo < of.hi) ties = k - above - reaching(of.hi);
     };
-    const Bracket of = rank_of(reaching, inside, k - above, lo, hi);
-    least = of.lo;
-    if (of.lo < of.hi) ties = k - above - reaching(of.hi);
+    inside <= kListed / 2 ? find(std::integral_constant<int, kListWords / 2>()) : find(std::integral_constant<int, kListWords>());
   }
   __syncwarp();  // all lanes have read what the first now writes
   if (lane) return;
@@ -616,14 +625,15 @@ __device__ inline bool choose(const Residual& r, Choice& choice, uint32_t* lists
 }
 
 // out = h + alpha S_k(c D), c = s A, on the rows that mask and gate let through; out = h on the others.
-template <class Row, class Value>
+template <class Row, class Value, int kGroups>
 __global__ void __launch_bounds__(kLowrankThreads, 1) apply_small_kernel(const LowrankCuda a) {
   __shared__ float score[kApplyRows * kLowrankCudaMaxN];
   __shared__ __align__(16) uint32_t pairs[3 * kApplyRows * kPairs];  // c as three bfloat16s, two columns a word
   __shared__ int active[kApplyRows], slot_row[kApplyRows];
   __shared__ Choice choice;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3;
-  const int n = int(a.n), m = int(a.m), d = int(a.d), k = int(a.k), width = score_columns(n), inner = up_to(m, 16);
+  const int n = int(a.n), m = int(a.m), d = int(a.d), k = int(a.k), width = score_columns(n);
+  constexpr int kInner = kGroups * 16;
   uint32_t* const lists = reinterpret_cast<uint32_t*>(dynamic_shared<char>() + residual_bytes(d));
   float* const coef = reinterpret_cast<float*>(lists + kApplyRows * kListStride);
   const int column0 = warp * 32 + 4 * g;
@@ -636,6 +646,8 @@ __global__ void __launch_bounds__(kLowrankThreads, 1) apply_small_kernel(const L
     return sum;
   };
   bool has_coef = false;
+  constexpr int kAhead = sizeof(Value) == 2 ? kGroups : 1;  // groups of values that are on their way
+  wait_for_last_launch();
 
   for (int64_t row0 = int64_t(blockIdx.x) * kApplyRows; row0 < a.rows; row0 += int64_t(gridDim.x) * kApplyRows) {
     const int rows = int(a.rows - row0 < kApplyRows ? a.rows - row0 : kApplyRows);
@@ -653,7 +665,7 @@ __global__ void __launch_bounds__(kLowrankThreads, 1) apply_small_kernel(const L
       }
       if (lane == 0) {
         active[warp] = passes;
-        if (passes) atomicAdd(a.hits + (row0 + warp) / a.length, 1ull);
+        if (passes) atomicAdd(a.hits + (a.length == a.rows ? 0 : (row0 + warp) / a.length), 1ull);
       }
     }
     __syncthreads();
@@ -666,16 +678,32 @@ __global__ void __launch_bounds__(kLowrankThreads, 1) apply_small_kernel(const L
     }
     if (!passing) continue;
 
-    // c.
+    // c, while the first values are on their way.
     const int count = __popc(passing);
+    // Values past the last are read as the last: their c is zero.
+    int offset[kGroups][4];
+#pragma unroll
+    for (int l = 0; l < kGroups; l++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) offset[l][i] = min(l * 16 + 2 * q + (i & 1) + (i & 2) * 4, m - 1) * d + column0;
+    const auto load = [&](Quad<Value>(&value)[4], int l, int b) {
+      if (b < pieces)
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+          value[i] = reinterpret_cast<const Quad<Value>&>(
+              (static_cast<const Value*>(a.values) + b * kApplyColumns)[offset[l][i]]);
+    };
+    Quad<Value> value[kAhead][4];
+#pragma unroll
+    for (int l = 0; l < kAhead; l++) load(value[l], l, 0);
     if (!has_coef)
       for (int i = threadIdx.x; i < n * m; i += kLowrankThreads) coef[i] = a.coef[i];
     has_coef = true;
     if (passing >> threadIdx.x % 32 & 1 && threadIdx.x < 32)
       slot_row[__popc(passing & ((1u << threadIdx.x) - 1))] = threadIdx.x;
     __syncthreads();
-    for (int i = threadIdx.x; i < kApplyRows * (inner / 2); i += kLowrankThreads) {
-      const int slot = i / (inner / 2), j = i % (inner / 2) * 2;
+    for (int i = threadIdx.x; i < kApplyRows * (kInner / 2); i += kLowrankThreads) {
+      const int slot = i / (kInner / 2), j = i % (kInner / 2) * 2;
       float c[2] = {};
       if (slot < count) {
         const float* const s = score + slot_row[slot] * width;
@@ -692,73 +720,58 @@ __global__ void __launch_bounds__(kLowrankThreads, 1) apply_small_kernel(const L
     }
     __syncthreads();
 
-    // The residual. Values past the last are read as the last: their c is zero.
-    constexpr int kGroups = int(kLowrankCudaMaxN) / 16;
-    int offset[kGroups][4];
-#pragma unroll
-    for (int l = 0; l < kGroups; l++)
-#pragma unroll
-      for (int i = 0; i < 4; i++) offset[l][i] = min(l * 16 + 2 * q + (i & 1) + (i & 2) * 4, m - 1) * d + column0;
-    const auto load = [&](Quad<Value>(&value)[4], int l, int b) {
-      if (l * 16 < m && b < pieces)
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-          value[i] = reinterpret_cast<const Quad<Value>&>(
-              (static_cast<const Value*>(a.values) + b * kApplyColumns)[offset[l][i]]);
-    };
+    // The residual.
     const uint32_t* const own_pairs = pairs + g * kPairs + 2 * q;
-    constexpr int kAhead = sizeof(Value) == 2 ? kGroups : 1;  // groups of values that are on their way
-    Quad<Value> value[kAhead][4];
-#pragma unroll
-    for (int l = 0; l < kAhead; l++) load(value[l], l, 0);
 #pragma unroll 1
     for (int b = 0; b < pieces; b++) {
       float sum[2][4] = {};
 #pragma unroll
-      for (int l = 0; l < kGroups; l++)
-        if (l * 16 < m) {
-          Parts<3> c;
+      for (int l = 0; l < kGroups; l++) {
+        Parts<3> c;
 #pragma unroll
-          for (int p = 0; p < 3; p++) {
-            const uint2 pair = reinterpret_cast<const uint2&>(own_pairs[p * kApplyRows * kPairs + l * 8]);
-            c.pair[p][0] = pair.x, c.pair[p][1] = pair.y;
-          }
-          const Columns<kPartsOf<Value>> of[2] = {columns(value[l % kAhead], 0), columns(value[l % kAhead], 1)};
-          const int next = l + kAhead;
-          if ((next < kGroups ? next : 0) * 16 < m || kAhead == kGroups)
-            load(value[l % kAhead], next % kGroups, b + next / kGroups);
-          else
-            load(value[l % kAhead], 0, b + 1);
-#pragma unroll
-          for (int j = 0; j < 2; j++) multiply_add(sum[j], of[j].lower, of[j].upper, c);
+        for (int p = 0; p < 3; p++) {
+          const uint2 pair = reinterpret_cast<const uint2&>(own_pairs[p * kApplyRows * kPairs + l * 8]);
+          c.pair[p][0] = pair.x, c.pair[p][1] = pair.y;
         }
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+          const Columns<kPartsOf<Value>> of = columns(value[l % kAhead], j);
+          if (j == 1) load(value[l % kAhead], (l + kAhead) % kGroups, b + (l + kAhead) / kGroups);
+          multiply_add(sum[j], of.lower, of.upper, c);
+        }
+      }
 #pragma unroll
       for (int odd = 0; odd < 2; odd++)
         residual.at(b, odd) = {sum[0][odd], sum[0][2 + odd], sum[1][odd], sum[1][2 + odd]};
     }
 
+    const auto place_of = [&](int odd) { return (row0 + slot_row[min(2 * q + odd, count - 1)]) * a.d + column0; };
+    constexpr int kLoads = 4;  // that are on their way
+    const auto load_rows = [&](Quad<Row>(&x)[kLoads], int odd, int first) {
+      const Row* const from = static_cast<const Row*>(a.h) + place_of(odd);
+#pragma unroll
+      for (int b = 0; b < kLoads; b++)
+        if (first + b < pieces) x[b] = reinterpret_cast<const Quad<Row>&>(from[(first + b) * kApplyColumns]);
+    };
+    Quad<Row> x[2][kLoads];
+    constexpr bool kEarly = sizeof(Value) == 2;  // rows come while it is decided what is kept
+    if (kEarly) load_rows(x[0], 0, 0);
     const bool selects = k < d, zeroed = selects && choose(residual, choice, lists, count, d, k);
+    if (!kEarly) load_rows(x[0], 0, 0);
 #pragma unroll
-    for (int odd = 0; odd < 2; odd++) {
-      const int slot = 2 * q + odd;
-      if (slot >= count) continue;
-      const float least = !selects ? 0.0f : __uint_as_float(zeroed ? 1u : choice.least[slot]);
-      const int64_t start = (row0 + slot_row[slot]) * a.d + column0;
-      const Row* const from = static_cast<const Row*>(a.h) + start;
-      Row* const to = static_cast<Row*>(a.out) + start;
-      constexpr int kLoads = sizeof(Row) == 2 ? 8 : 4;  // that are on their way
+    for (int i = 0; i < 2 * kPieces / kLoads; i++) {
+      const int odd = i / (kPieces / kLoads), first = i % (kPieces / kLoads) * kLoads, next = i + 1;
+      if (next < 2 * kPieces / kLoads)
+        load_rows(x[next % 2], next / (kPieces / kLoads), next % (kPieces / kLoads) * kLoads);
+      Row* const to = static_cast<Row*>(a.out) + place_of(odd);
+      const uint32_t chosen = zeroed ? 1 : choice.least[min(2 * q + odd, count - 1)];
+      const float least = selects ? __uint_as_float(chosen) : 0.0f;
+      if (2 * q + odd < count)
 #pragma unroll
-      for (int first = 0; first < kPieces; first += kLoads) {
-        Quad<Row> x[kLoads];
-#pragma unroll
-        for (int i = 0; i < kLoads; i++)
-          if (first + i < pieces) x[i] = reinterpret_cast<const Quad<Row>&>(from[(first + i) * kApplyColumns]);
-#pragma unroll
-        for (int i = 0; i < kLoads; i++)
-          if (first + i < pieces)
-            reinterpret_cast<Quad<Row>&>(to[(first + i) * kApplyColumns]) =
-                add_kept(x[i], residual.at(first + i, odd), least, a.alpha);
-      }
+        for (int b = 0; b < kLoads; b++)
+          if (first + b < pieces)
+            reinterpret_cast<Quad<Row>&>(to[(first + b) * kApplyColumns]) =
+                add_kept(x[i % 2][b], residual.at(first + b, odd), least, a.alpha);
     }
     __syncthreads();  // the next rows take the same shared memory
   }

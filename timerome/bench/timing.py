@@ -154,7 +154,9 @@ def _wall(call: Call, repeats: int) -> float:
 
 
 def _events(device: torch.device) -> Callable[[Call, int], float]:
-    flush = torch.empty(256 << 20, dtype=torch.uint8, device=device)  # larger than any present second-level cache
+    # Larger than any present second-level cache. It is read, for what is written would be there to be written back, and
+    # whoever comes next would wait for that.
+    other = torch.zeros(64 << 20, device=device)
     # The host enqueues a call while the device still idles, as in a model's forward, where it is far ahead: else the
     # clock would show how long Python takes.
     ahead = 1_000_000  # cycles, about half a millisecond
@@ -163,7 +165,7 @@ def _events(device: torch.device) -> Callable[[Call, int], float]:
         total = 0.0
         for _ in range(repeats):
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            flush.zero_()
+            other.sum()
             torch.cuda._sleep(ahead)
             begin.record()
             call()

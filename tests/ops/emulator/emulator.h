@@ -228,6 +228,8 @@ inline void copy_async(void* to, const void* from, bool valid) {
 }
 inline void copy_async_commit() {}
 inline void copy_async_wait(int) {}
+inline void allow_next_launch() {}
+inline void wait_for_last_launch() {}
 
 // Which lane holds which entries is in the PTX manual under mma.m16n8k16. The sums are in float, in order.
 inline void mma(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {

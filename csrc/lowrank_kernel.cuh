@@ -170,7 +170,8 @@ __device__ inline void prepare(const LowrankCuda& a) {
 template <class Row, int kRowParts, class Key, int kTiles>
 __global__ void __launch_bounds__(kLowrankThreads) score_gate_kernel(const LowrankCuda a) {
   constexpr int kColumns = kStageColumns<Row>, kKeyBytes = kColumns * int(sizeof(Key));
-  constexpr int kRowTiles = kScoreRows / 16, kShares = kScoreShares, kChain = kRowParts == 1 ? 4 : 2;
+  constexpr int kRowTiles = kScoreRows / 16, kShares = kScoreShares;
+  constexpr int kChain = (kRowParts == 1 ? 4 : 2) / (sizeof(Key) == 4 && kTiles == 8 ? 2 : 1);  // as registers allow
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3;
   const int n = int(a.n), d = int(a.d), width = score_columns(n), splits = a.splits, stages = a.stages;
   allow_next_launch();
@@ -282,23 +283,24 @@ __global__ void __launch_bounds__(kLowrankThreads) score_gate_kernel(const Lowra
 
 // Values lo <= hi, of which hi is reached by no more than `wanted` entries and lo by no fewer: the same value if it is
 // reached by just so many, or up to `slack` more, else two neighbours between which ties lie. To begin with, all `size`
-// entries reach lo and none reaches hi; count_of(x) is how many reach x.
+// entries reach lo and none reaches hi; count_of(x) is how many reach x. The first x is `guess`, if it is in between.
 struct Bracket {
   uint32_t lo, hi;
 };
 template <class Count>
-__device__ inline Bracket rank_of(Count count_of, int size, int wanted, uint32_t lo, uint32_t hi, int slack = 0) {
+__device__ inline Bracket rank_of(Count count_of, int size, int wanted, uint32_t lo, uint32_t hi, int slack = 0,
+                                  uint32_t guess = 0) {
   int at_lo = size, at_hi = 0;
   bool halve = false;
   while (hi - lo > 1) {
     const uint32_t range = hi - lo;
     // Where the count would be the wanted one if it fell evenly from lo to hi; in the middle where that gets on badly.
     uint32_t step = range / 2;
-    if (!halve) {
-      const float part = float(at_lo - wanted) / float(at_lo - at_hi);
-      step = uint32_t(float(range) * part);
-      step = step < 1 ? 1 : step > range - 1 ? range - 1 : step;
-    }
+    if (guess > lo && guess < hi)
+      step = guess - lo;
+    else if (!halve)
+      step = min(max(uint32_t(float(range) * __fdividef(float(at_lo - wanted), float(at_lo - at_hi))), 1u), range - 1);
+    guess = 0;
     const int count = count_of(lo + step);
     if (count >= wanted && count <= wanted + slack) return {lo + step, lo + step};
     if (count > wanted) {
@@ -345,7 +347,7 @@ constexpr int kPairs = int(kLowrankCudaMaxN) / 2 + 8;
 
 // A sample of a row says between which magnitudes the least that is kept should lie, its window. Entries above are
 // counted, those inside listed, and the least is found among them. If it is not, the window moves.
-constexpr int kListWords = 16, kListed = 32 * kListWords;  // entries of a window that can be listed: so many a lane
+constexpr int kListWords = 20, kListed = 32 * kListWords;  // entries of a window that can be listed: so many a lane
 constexpr int kListStride = kListed + 4;                   // so that the slots of a warp share no bank
 constexpr int kSampleWords = int(kLowrankCudaMaxD) / 8;    // every fourth column, two in a word
 static_assert(kSampleWords <= kListed && kSampleWords % 32 == 0, "the sample lies where the list will");
@@ -477,7 +479,8 @@ __device__ inline void choose_window(Choice& choice, const uint32_t* sample, int
   const int wanted = int(ceilf(upper ? expected - spread - float(slack) : expected + spread));
   Bracket of = {end, end};
   if (!upper || wanted >= 1)
-    of = rank_of([&](uint32_t x) { return halves_reaching(word, x); }, d / 4, min(wanted, d / 4), 0, end, slack);
+    of = rank_of([&](uint32_t x) { return halves_reaching(word, x); }, d / 4, min(wanted, d / 4), 0, end, slack,
+                 end - (upper ? 0x80 : 0x100));  // a half or a quarter of the largest
   if (lane) return;
   if (upper)
     choice.hi[slot] = max(of.hi, 1u) << 16, choice.known_lo[slot] = 0, choice.known_hi[slot] = kEnd, choice.counts[slot] = 0;
@@ -645,7 +648,7 @@ __global__ void __launch_bounds__(kLowrankThreads, 1) apply_small_kernel(const L
     for (int s = 0; s < a.splits; s++) sum += table[s * size + i];
     return sum;
   };
-  bool has_coef = false;
+  for (int i = threadIdx.x; i < n * m; i += kLowrankThreads) coef[i] = a.coef[i];
   constexpr int kAhead = sizeof(Value) == 2 ? kGroups : 1;  // groups of values that are on their way
   wait_for_last_launch();
 
@@ -696,48 +699,52 @@ __global__ void __launch_bounds__(kLowrankThreads, 1) apply_small_kernel(const L
     Quad<Value> value[kAhead][4];
 #pragma unroll
     for (int l = 0; l < kAhead; l++) load(value[l], l, 0);
-    if (!has_coef)
-      for (int i = threadIdx.x; i < n * m; i += kLowrankThreads) coef[i] = a.coef[i];
-    has_coef = true;
     if (passing >> threadIdx.x % 32 & 1 && threadIdx.x < 32)
       slot_row[__popc(passing & ((1u << threadIdx.x) - 1))] = threadIdx.x;
     __syncthreads();
-    for (int i = threadIdx.x; i < kApplyRows * (kInner / 2); i += kLowrankThreads) {
-      const int slot = i / (kInner / 2), j = i % (kInner / 2) * 2;
-      float c[2] = {};
-      if (slot < count) {
+    for (int i = threadIdx.x; i < kApplyRows * kInner; i += kLowrankThreads) {
+      const int slot = i / kInner, j = i % kInner;
+      float own = 0;
+      if (slot < count && j < m) {
         const float* const s = score + slot_row[slot] * width;
 #pragma unroll 8
-        for (int l = 0; l < n; l++)
-#pragma unroll
-          for (int e = 0; e < 2; e++)
-            if (j + e < m) c[e] += s[l] * coef[l * m + j + e];
+        for (int l = 0; l < n; l++) own += s[l] * coef[l * m + j];
       }
-      const Parts<3> parts = split<3>({c[0], c[1], 0.0f, 0.0f});
+      const Parts<3> parts = split<3>({own, __shfl_down_sync(~0u, own, 1), 0.0f, 0.0f});
       const int word = j / 16 * 8 + j / 2 % 4 * 2 + j / 8 % 2;  // what one lane takes lies side by side
+      if (j % 2 == 0)
 #pragma unroll
-      for (int p = 0; p < 3; p++) pairs[(p * kApplyRows + slot) * kPairs + word] = parts.pair[p][0];
+        for (int p = 0; p < 3; p++) pairs[(p * kApplyRows + slot) * kPairs + word] = parts.pair[p][0];
     }
     __syncthreads();
 
     // The residual.
-    const uint32_t* const own_pairs = pairs + g * kPairs + 2 * q;
-#pragma unroll 1
+    const auto c_at = [&](int l) {
+      Parts<3> c;
+#pragma unroll
+      for (int p = 0; p < 3; p++) {
+        const uint2 pair = reinterpret_cast<const uint2&>(pairs[(p * kApplyRows + g) * kPairs + 2 * q + l * 8]);
+        c.pair[p][0] = pair.x, c.pair[p][1] = pair.y;
+      }
+      return c;
+    };
+    // Values that take little room leave some for c and for two pieces at once.
+    constexpr bool kLittle = sizeof(Value) == 2;
+    Parts<3> c[kGroups];
+    if (kLittle)
+#pragma unroll
+      for (int l = 0; l < kGroups; l++) c[l] = c_at(l);
+#pragma unroll(kLittle ? 2 : 1)
     for (int b = 0; b < pieces; b++) {
       float sum[2][4] = {};
 #pragma unroll
       for (int l = 0; l < kGroups; l++) {
-        Parts<3> c;
-#pragma unroll
-        for (int p = 0; p < 3; p++) {
-          const uint2 pair = reinterpret_cast<const uint2&>(own_pairs[p * kApplyRows * kPairs + l * 8]);
-          c.pair[p][0] = pair.x, c.pair[p][1] = pair.y;
-        }
+        if (!kLittle) c[l] = c_at(l);
 #pragma unroll
         for (int j = 0; j < 2; j++) {
           const Columns<kPartsOf<Value>> of = columns(value[l % kAhead], j);
           if (j == 1) load(value[l % kAhead], (l + kAhead) % kGroups, b + (l + kAhead) / kGroups);
-          multiply_add(sum[j], of.lower, of.upper, c);
+          multiply_add(sum[j], of.lower, of.upper, c[l]);
         }
       }
 #pragma unroll
@@ -754,10 +761,9 @@ __global__ void __launch_bounds__(kLowrankThreads, 1) apply_small_kernel(const L
         if (first + b < pieces) x[b] = reinterpret_cast<const Quad<Row>&>(from[(first + b) * kApplyColumns]);
     };
     Quad<Row> x[2][kLoads];
-    constexpr bool kEarly = sizeof(Value) == 2;  // rows come while it is decided what is kept
-    if (kEarly) load_rows(x[0], 0, 0);
+    if (kLittle) load_rows(x[0], 0, 0);  // they come while it is decided what is kept
     const bool selects = k < d, zeroed = selects && choose(residual, choice, lists, count, d, k);
-    if (!kEarly) load_rows(x[0], 0, 0);
+    if (!kLittle) load_rows(x[0], 0, 0);
 #pragma unroll
     for (int i = 0; i < 2 * kPieces / kLoads; i++) {
       const int odd = i / (kPieces / kLoads), first = i % (kPieces / kLoads) * kLoads, next = i + 1;

@@ -4,6 +4,7 @@
 // wrong indices, divergent barriers, stray writes and most barriers that are missing; other races and timing it does
 // not show, for which a GPU is needed.
 #pragma once
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -33,7 +34,9 @@ namespace emulator {
 enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
 
 struct Fibre {
-  ucontext_t context;
+  ucontext_t context;  // to begin with; then jumps, which need no system call
+  jmp_buf jump;
+  bool has_begun;
   std::vector<char> stack = std::vector<char>(64 * 1024);
   State state;
   int turn = 0;
@@ -44,7 +47,7 @@ struct Index {
 };
 
 inline std::vector<Fibre> fibres;
-inline ucontext_t scheduler;
+inline jmp_buf scheduler;
 inline std::function<void()> body;
 inline int current;
 inline Index block, grid;
@@ -56,12 +59,20 @@ constexpr uint64_t kGarbage = 0xfff1a5a5a5a5a5a5;  // a NaN, as float and as dou
 inline void run_body() {
   body();
   fibres[current].state = State::kDone;
-  swapcontext(&fibres[current].context, &scheduler);
+  _longjmp(scheduler, 1);
 }
 
-inline void wait(State barrier) {
+__attribute__((noinline)) inline void resume() {
+  if (_setjmp(scheduler)) return;
+  Fibre& fibre = fibres[current];
+  if (fibre.has_begun) _longjmp(fibre.jump, 1);
+  fibre.has_begun = true;
+  setcontext(&fibre.context);
+}
+
+__attribute__((noinline)) inline void wait(State barrier) {
   fibres[current].state = barrier;
-  swapcontext(&fibres[current].context, &scheduler);
+  if (!_setjmp(fibres[current].jump)) _longjmp(scheduler, 1);
 }
 
 // Releases fibres [from, to) if all that are not done wait at this barrier.
@@ -84,7 +95,8 @@ inline void run_block() {
     getcontext(&f.context);
     f.context.uc_stack.ss_sp = f.stack.data();
     f.context.uc_stack.ss_size = f.stack.size();
-    f.context.uc_link = &scheduler;
+    f.context.uc_link = nullptr;
+    f.has_begun = false;
     f.state = State::kReady;
     f.turn = 0;
     makecontext(&f.context, run_body, 0);
@@ -97,7 +109,7 @@ inline void run_block() {
       const int from = 32 * (block.x % 2 ? warps - 1 - i : i), to = std::min(from + 32, threads);
       do {
         for (current = from; current < to; current++)
-          if (fibres[current].state == State::kReady) swapcontext(&scheduler, &fibres[current].context);
+          if (fibres[current].state == State::kReady) resume();
       } while (release(State::kAtWarpBarrier, from, to));
     }
     if (std::all_of(fibres.begin(), fibres.begin() + threads, [](Fibre& f) { return f.state == State::kDone; })) return;
@@ -161,6 +173,7 @@ inline uint32_t __float_as_uint(float x) {
   std::memcpy(&bits, &x, sizeof bits);
   return bits;
 }
+inline float __fdividef(float a, float b) { return a / b; }
 inline float __uint_as_float(uint32_t bits) {
   float x;
   std::memcpy(&x, &bits, sizeof x);
@@ -192,6 +205,10 @@ T shuffle(T value, int lane) {
 template <class T>
 T __shfl_up_sync(unsigned, T value, int offset) {
   return emulator::shuffle(value, emulator::current % 32 - offset);
+}
+template <class T>
+T __shfl_down_sync(unsigned, T value, int offset) {
+  return emulator::shuffle(value, emulator::current % 32 + offset);
 }
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int lanes) {

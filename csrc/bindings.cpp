@@ -98,7 +98,11 @@ PYBIND11_MODULE(_C, m) {
       },
       nogil);
   m.attr("lowrank_cuda_max_n") = timerome::kLowrankCudaMaxN;
-  m.attr("lowrank_cuda_max_d") = timerome::kLowrankCudaMaxD;
+  m.def("lowrank_cuda_max_d", [](int device, int64_t n, int64_t m) {
+    int64_t d = 0;
+    check(timerome::lowrank_cuda_max_d(device, n, m, &d), "sparse_lowrank_residual");
+    return d;
+  });
   m.def("lowrank_cuda_scratch", [](int64_t rows, int64_t d, int64_t n, int dtype, int device) {
     int64_t floats = 0;
     check(timerome::lowrank_cuda_scratch(rows, d, n, dtype, device, &floats), "sparse_lowrank_residual");

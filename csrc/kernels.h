@@ -79,6 +79,7 @@ struct LowrankCuda {
   float *scores, *row_squares, *key_norms;  // (splits, rows, n rounded up to 8), (splits, rows), (n)
 };
 constexpr int64_t kLowrankCudaMaxN = 64, kLowrankCudaMaxD = 4096;
+int lowrank_cuda_max_d(int device, int64_t n, int64_t m, int64_t* d);  // less where shared memory is short
 int lowrank_cuda_scratch(int64_t rows, int64_t d, int64_t n, int dtype, int device, int64_t* floats);
 int lowrank_cuda(const LowrankCuda& arguments, int device, void* stream);
 

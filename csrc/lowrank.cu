@@ -8,7 +8,7 @@
 namespace timerome {
 namespace {
 
-constexpr int kStatic = 16 << 10;  // more than apply_small's variables take
+constexpr int kStatic = 8 << 10;  // more than apply_small's variables take
 
 struct Device {
   int shared = 0, processors = 0, major = 0;
@@ -31,7 +31,7 @@ int splits(int64_t rows, int64_t d, int dtype, int processors) {
 
 template <class Row, int kRowParts, class Key, int kTiles>
 cudaError_t launch_score(LowrankCuda& a, const Device& device, cudaStream_t stream) {
-  const int64_t bytes = stage_bytes(int(a.n), sizeof(Row), sizeof(Key));
+  const int64_t bytes = stage_bytes(kTiles, sizeof(Row), sizeof(Key));
   a.stages = int(std::min<int64_t>(4, device.shared / bytes));
   const int64_t shared = std::max(a.stages * bytes, score_sums_bytes(int(a.n)));
   if (a.stages == 0 || shared > device.shared) return cudaErrorInvalidValue;
@@ -44,8 +44,9 @@ cudaError_t launch_score(LowrankCuda& a, const Device& device, cudaStream_t stre
 
 template <class Row, int kRowParts, class Key>
 cudaError_t launch_score(LowrankCuda& a, const Device& device, cudaStream_t stream) {
-  return tiles_for(int(a.n)) == 5 ? launch_score<Row, kRowParts, Key, 5>(a, device, stream)
-                                  : launch_score<Row, kRowParts, Key, 8>(a, device, stream);
+  return for_tiles(int(a.n), [&](auto tiles) {
+    return launch_score<Row, kRowParts, Key, decltype(tiles)::value>(a, device, stream);
+  });
 }
 
 template <class Key>
@@ -75,9 +76,8 @@ cudaError_t launch_apply(const LowrankCuda& a, const Device& device, cudaStream_
 
 template <class Row, class Value>
 cudaError_t launch_apply(const LowrankCuda& a, const Device& device, cudaStream_t stream) {
-  const int groups = groups_for(int(a.m));
-  if (groups == 1) return launch_apply<Row, Value, 1>(a, device, stream);
-  return groups == 3 ? launch_apply<Row, Value, 3>(a, device, stream) : launch_apply<Row, Value, 4>(a, device, stream);
+  return for_groups(
+      int(a.m), [&](auto groups) { return launch_apply<Row, Value, decltype(groups)::value>(a, device, stream); });
 }
 
 template <class Value>
@@ -88,6 +88,13 @@ cudaError_t launch_apply(const LowrankCuda& a, const Device& device, cudaStream_
 }
 
 }  // namespace
+
+int lowrank_cuda_max_d(int device, int64_t n, int64_t m, int64_t* d) {
+  const Device of(device);
+  const auto fits = [&](int64_t wide) { return apply_small_shared_bytes(int(wide), int(n), int(m)) <= of.shared - kStatic; };
+  for (*d = kLowrankCudaMaxD; *d > 0 && !fits(*d);) *d -= kApplyColumns;
+  return of.error;
+}
 
 int lowrank_cuda_scratch(int64_t rows, int64_t d, int64_t n, int dtype, int device, int64_t* floats) {
   const Device of(device);

@@ -22,8 +22,15 @@ constexpr int kLowrankThreads = 512;
 constexpr int kLowrankWarps = kLowrankThreads / 32;
 // Kernels are made for so many keys, in tiles of eight, and values, in groups of sixteen: the sides of a tensor core's
 // product. What a call has less is read twice, or not at all, and has no part in the result.
-inline __host__ __device__ int tiles_for(int n) { return n <= 40 ? 5 : int(kLowrankCudaMaxN) / 8; }
-inline __host__ __device__ int groups_for(int m) { return m <= 16 ? 1 : m <= 48 ? 3 : int(kLowrankCudaMaxN) / 16; }
+template <class F>
+auto for_tiles(int n, F f) {
+  return n <= 40 ? f(std::integral_constant<int, 5>()) : f(std::integral_constant<int, int(kLowrankCudaMaxN) / 8>());
+}
+template <class F>
+auto for_groups(int m, F f) {
+  if (m <= 16) return f(std::integral_constant<int, 1>());
+  return m <= 48 ? f(std::integral_constant<int, 3>()) : f(std::integral_constant<int, int(kLowrankCudaMaxN) / 16>());
+}
 
 template <class T>
 constexpr int kPartsOf = sizeof(T) == 4 ? 3 : 1;  // of float and bfloat16
@@ -95,8 +102,8 @@ template <class Row>
 constexpr int kStageColumns = kStageBytes / int(sizeof(Row));
 
 inline __host__ __device__ int score_columns(int n) { return up_to(n, 8); }
-inline __host__ __device__ int64_t stage_bytes(int n, int row_size, int key_size) {
-  return int64_t(kScoreRows) * kStageBytes + int64_t(tiles_for(n) * 8) * (kStageBytes / row_size * key_size);
+inline __host__ __device__ int64_t stage_bytes(int tiles, int row_size, int key_size) {
+  return int64_t(kScoreRows) * kStageBytes + int64_t(tiles * 8) * (kStageBytes / row_size * key_size);
 }
 // What the sums of the warps take when all stages are done.
 inline __host__ __device__ int64_t score_sums_bytes(int n) {
@@ -184,7 +191,7 @@ __global__ void __launch_bounds__(kLowrankThreads) score_gate_kernel(const Lowra
   }
 
   char* const memory = dynamic_shared<char>();
-  const int bytes = int(stage_bytes(n, int(sizeof(Row)), int(sizeof(Key))));
+  const int bytes = int(stage_bytes(kTiles, int(sizeof(Row)), int(sizeof(Key))));
   const int all = (d + kColumns - 1) / kColumns;
   const int first = int(int64_t(split_index) * all / splits), last = int(int64_t(split_index + 1) * all / splits);
   const int rows = int(a.rows - row0 < kScoreRows ? a.rows - row0 : kScoreRows);
@@ -457,9 +464,9 @@ __device__ __forceinline__ uint32_t inclusive_scan_over_g(uint32_t sum) {
 struct Choice {
   uint32_t lo[kApplyRows], hi[kApplyRows];              // windows; kNone where nothing is looked for any more
   uint32_t known_lo[kApplyRows], known_hi[kApplyRows];  // the least that is kept is in between
-  uint32_t counts[kApplyRows];                      // entries above the window, times 2^16, and inside
-  uint32_t least[kApplyRows];                       // that is kept
-  int ties[kApplyRows];                             // how many of that magnitude are kept; 0: all
+  uint32_t counts[kApplyRows];                          // entries above the window, times 2^16, and inside
+  uint32_t least[kApplyRows];                           // magnitude that is kept
+  int ties[kApplyRows];                                 // how many of that magnitude are kept; 0: all
 };
 
 // Chooses a slot's window by its sample, a warp each end of it.
@@ -534,8 +541,8 @@ __device__ inline void choose_least(Choice& choice, const uint32_t* list, int sl
   choice.counts[slot] = 0;
 }
 
-// Decides for `count` slots what is kept: of what is not, entries above least[slot] become zero. Called by all threads;
-// `lists` has room for kApplyRows * kListStride words. Returns whether zeros are what says it, rather than `least`.
+// Decides for `count` slots what is kept: entries whose magnitude reaches choice.least[slot], or, if it returns true, all
+// that are not zero: then the others were made so. Called by all threads; `lists` has room for kApplyRows * kListStride.
 __device__ inline bool choose(const Residual& r, Choice& choice, uint32_t* lists, int count, int d, int k) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3;
 #pragma unroll
@@ -649,7 +656,8 @@ __global__ void __launch_bounds__(kLowrankThreads, 1) apply_small_kernel(const L
     return sum;
   };
   for (int i = threadIdx.x; i < n * m; i += kLowrankThreads) coef[i] = a.coef[i];
-  constexpr int kAhead = sizeof(Value) == 2 ? kGroups : 1;  // groups of values that are on their way
+  constexpr bool kLittle = sizeof(Value) == 2;   // values leave registers for more of them, for c and for rows
+  constexpr int kAhead = kLittle ? kGroups : 1;  // groups of values that are on their way
   wait_for_last_launch();
 
   for (int64_t row0 = int64_t(blockIdx.x) * kApplyRows; row0 < a.rows; row0 += int64_t(gridDim.x) * kApplyRows) {
@@ -728,8 +736,6 @@ __global__ void __launch_bounds__(kLowrankThreads, 1) apply_small_kernel(const L
       }
       return c;
     };
-    // Values that take little room leave some for c and for two pieces at once.
-    constexpr bool kLittle = sizeof(Value) == 2;
     Parts<3> c[kGroups];
     if (kLittle)
 #pragma unroll

@@ -272,7 +272,7 @@ def emulated_lowrank(emulator):
     members = {
         "lowrank_cuda": lowrank_cuda,
         "lowrank_cuda_max_n": 64,
-        "lowrank_cuda_max_d": 4096,
+        "lowrank_cuda_max_d": lambda device, n, m: 4096,
         "lowrank_cuda_scratch": lambda *sizes: 0,
     }
 

@@ -27,7 +27,9 @@ def _few_keys(h: Tensor, edit: Edit) -> ModuleType | None:
     if edit.edit_set is not None or not 0 < m <= n or d % 32 or 0 in (h.numel(), edit.k):
         return None
     c = _backend.compiled_cuda()
-    return c if c is not None and n <= c.lowrank_cuda_max_n and d <= c.lowrank_cuda_max_d else None
+    if c is None or n > c.lowrank_cuda_max_n:
+        return None
+    return c if d <= c.lowrank_cuda_max_d(h.get_device(), n, m) else None
 
 
 def _aligned(tensor: Tensor) -> Tensor:

@@ -9,12 +9,13 @@ using namespace timerome;
 
 template <class Row, int kRowParts, class Key>
 static void score(const LowrankCuda& a) {
-  const int64_t bytes = a.stages * stage_bytes(int(a.n), sizeof(Row), sizeof(Key));
-  emulator::launch(int((a.rows + kScoreRows - 1) / kScoreRows) * a.splits + kPrepareBlocks, kLowrankThreads,
-                   std::max(bytes, score_sums_bytes(int(a.n))), [=] {
-                     tiles_for(int(a.n)) == 5 ? score_gate_kernel<Row, kRowParts, Key, 5>(a)
-                                              : score_gate_kernel<Row, kRowParts, Key, 8>(a);
-                   });
+  for_tiles(int(a.n), [&](auto tiles) {
+    constexpr int kTiles = decltype(tiles)::value;
+    const int64_t bytes = a.stages * stage_bytes(kTiles, sizeof(Row), sizeof(Key));
+    emulator::launch(int((a.rows + kScoreRows - 1) / kScoreRows) * a.splits + kPrepareBlocks, kLowrankThreads,
+                     std::max(bytes, score_sums_bytes(int(a.n))),
+                     [=] { score_gate_kernel<Row, kRowParts, Key, kTiles>(a); });
+  });
 }
 
 template <class Key>
@@ -26,10 +27,9 @@ static void score(const LowrankCuda& a) {
 
 template <class Row, class Value>
 static void apply(const LowrankCuda& a, int blocks) {
-  const int groups = groups_for(int(a.m));
-  emulator::launch(blocks, kLowrankThreads, apply_small_shared_bytes(int(a.d), int(a.n), int(a.m)), [=] {
-    if (groups == 1) return apply_small_kernel<Row, Value, 1>(a);
-    groups == 3 ? apply_small_kernel<Row, Value, 3>(a) : apply_small_kernel<Row, Value, 4>(a);
+  for_groups(int(a.m), [&](auto groups) {
+    emulator::launch(blocks, kLowrankThreads, apply_small_shared_bytes(int(a.d), int(a.n), int(a.m)),
+                     [=] { apply_small_kernel<Row, Value, decltype(groups)::value>(a); });
   });
 }
 

@@ -120,27 +120,28 @@ class ByPlace:
         numbers = iter(range(len(own)))
         self.place = [-1 if table is None else next(numbers) for table in tables]
         self.table = torch.cat([*own, own[0].new_zeros(1, own[0].shape[1])])
-        self._nothing = torch.tensor(len(self.table) - 1)  # the line that changes nothing
+        self._nothing = len(self.table) - 1  # the line that changes nothing
         sizes = torch.tensor([len(table) for table in own])
         self._first, self._last = sizes.cumsum(0) - sizes, sizes - 1
-        self._lines: tuple[Chosen, Tensor, list[Tensor]] | None = None
+        self._changes: tuple[Chosen, Tensor, torch.dtype, list[Tensor]] | None = None
 
     def __call__(self, h: Tensor, chosen: Chosen, rows: Rows) -> Tensor:
         """Return ``h`` ``(B, L, d)`` with each row's edits added where masked answer tokens are predicted."""
-        if self._lines is None or self._lines[0] is not chosen or self._lines[1] is not rows.places:
-            self._lines = chosen, rows.places, self._of(chosen, rows.places)
-        for line in self._lines[2]:
-            line = torch.where(rows.masked, line, self._nothing)
-            h = h + torch.embedding(self.table, line.to(h.device)).to(h.dtype)
+        kept = self._changes
+        if kept is None or kept[0] is not chosen or kept[1] is not rows.places or kept[2] is not h.dtype:
+            kept = self._changes = chosen, rows.places, h.dtype, self._of(chosen, rows.places, h)
+        for change in kept[3]:
+            h = h + change * rows.masked.unsqueeze(-1).to(h.device)
         return h
 
-    def _of(self, chosen: Chosen, places: Tensor) -> list[Tensor]:
-        """Which line of the table each position of a row's first edit takes, of its second, and so on, ``(B, L)``."""
+    def _of(self, chosen: Chosen, places: Tensor, h: Tensor) -> list[Tensor]:
+        """What a row's first edit adds to each position if masked, its second, and so on, ``(B, L, d)`` like ``h``."""
         found = []
         for edit in map(torch.tensor, nth_of_each(chosen, self.place, len(places))):
             of = edit.clamp_min(0)[:, None]
             line = self._first[of] + places.clamp_min(0).minimum(self._last[of])
-            found.append(torch.where(edit[:, None] < 0, self._nothing, line))
+            line = torch.where(edit[:, None] < 0, self._nothing, line)
+            found.append(self.table[line.to(h.device)].to(h.dtype))
         return found
 
 

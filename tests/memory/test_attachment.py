@@ -10,6 +10,7 @@ import timerome as tr
 from tests.callbacks.loops import count_hooks, gated_memory, masked_rows, shared_memory
 from tests.tiny import MASK, TinyTokenizer, tiny_dream, tiny_llada
 from timerome.diffusion import DenoisingLoop, SamplerConfig
+from timerome.hooks import Hooks
 from timerome.memory import MemoryMismatchError
 
 
@@ -234,6 +235,19 @@ def test_large_activations_are_finite(backbone: tr.Backbone, shared: tr.EditMemo
     assert edit(large) is not None
     with pytest.raises(FloatingPointError, match="not finite"):
         edit(large.index_fill(1, torch.tensor([2]), torch.inf))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_our_own_loop_finds_activations_that_are_not_finite(
+    backbone: tr.Backbone, shared: tr.EditMemory, bad: float
+) -> None:
+    """By its logits: the memory does not look twice."""
+    spoil = Hooks(backbone, {shared.sites[0]: lambda h: h.index_fill(-1, torch.tensor([1]), bad)})
+    with spoil, shared.attached(backbone):
+        with pytest.raises(FloatingPointError, match=r"logits are not finite in rows \[0\]"):
+            tr.generate(backbone, ["the capital city of kenya"], canvas=3, config=tr.SamplerConfig(steps=3))
+        with pytest.raises(FloatingPointError, match="activations at"):
+            backbone.logits(masked_rows(backbone, 2))
 
 
 # Several memories ------------------------------------------------------------------------------------------------

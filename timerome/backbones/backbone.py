@@ -257,7 +257,7 @@ class Backbone:
         """Announce that the forwards inside are steps of a loop, for which an object stands that is its alone.
 
         Its forwards are, one after the other, of the same sequences in the same rows, so that these need not be
-        recognised by their ids.
+        recognised by their ids; and it sees for itself whether the logits are finite, as hooks inside do not.
         """
         before, self._loop = self._loop, loop
         try:

@@ -273,8 +273,10 @@ class Attachment:
                 return None
             if self._chosen is not None and not any(self._chosen):
                 return None
-            # A sum is finite only where all entries are; asking every entry takes many times as long.
-            if not (math.isfinite(h.detach().sum()) or torch.isfinite(h).all()):
+            # A sum is finite only where all entries are; asking every entry takes many times as long. A loop that is
+            # announced looks at its logits.
+            announced = self.backbone.loop is not None
+            if not (announced or math.isfinite(h.detach().sum()) or torch.isfinite(h).all()):
                 raise FloatingPointError(
                     f"EditMemory: activations at {applied.site} are not finite; check the model's weights, dtype and "
                     "inputs."

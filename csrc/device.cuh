@@ -21,6 +21,10 @@ __device__ __forceinline__ void mma(float (&sum)[4], const uint32_t (&a)[4], con
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// The number stays the same, but what was made of it before is not kept for what is made of it after this, which would
+// take registers.
+__device__ __forceinline__ void make_anew(float& x) { asm volatile("" : "+f"(x)); }
+
 // Sixteen bytes on their way to shared memory, zeros if not valid; what is committed together arrives together.
 __device__ __forceinline__ void copy_async(void* to, const void* from, bool valid) {
   const uint32_t address = uint32_t(__cvta_generic_to_shared(to));

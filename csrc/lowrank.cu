@@ -1,14 +1,14 @@
-// Launcher of lowrank_kernel.cuh.
+// Launcher of the kernels in lowrank_score.cuh and lowrank_apply.cuh.
 #include <algorithm>
 
 #include "cuda_common.cuh"
 #include "kernels.h"
-#include "lowrank_kernel.cuh"
+#include "lowrank_apply.cuh"
 
 namespace timerome {
 namespace {
 
-constexpr int kStatic = 8 << 10;  // more than apply_small's variables take
+constexpr int kStatic = 1 << 10;  // more than apply_small's variables take
 
 struct Device {
   int shared = 0, processors = 0, major = 0;
@@ -57,21 +57,33 @@ cudaError_t launch_score(LowrankCuda& a, const Device& device, cudaStream_t stre
                 : launch_score<__nv_bfloat16, 1, Key>(a, device, stream);
 }
 
-template <class Row, class Value, int kGroups>
-cudaError_t launch_apply(const LowrankCuda& a, const Device& device, cudaStream_t stream) {
-  const auto kernel = apply_small_kernel<Row, Value, kGroups>;
+template <class Row, class Value, int kGroups, int kSets>
+cudaError_t launch_apply(const LowrankCuda& a, const Device& device, int64_t shared, cudaStream_t stream) {
+  const auto kernel = apply_small_kernel<Row, Value, kGroups, kSets>;
   const cudaError_t error = allow_shared(kernel, device.shared - kStatic);
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute early = {};  // blocks may come before those of the scores are gone
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   early.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
-  config.gridDim = unsigned(std::min<int64_t>((a.rows + kApplyRows - 1) / kApplyRows, device.processors));
+  constexpr int kRows = kSets * kSetRows;
+  const int64_t groups = (a.rows + kRows - 1) / kRows;
+  config.gridDim = unsigned(kSets == 1 ? std::min<int64_t>(groups, device.processors) : groups);
   config.blockDim = kLowrankThreads;
-  config.dynamicSmemBytes = size_t(apply_small_shared_bytes(int(a.d), int(a.n), int(a.m)));
+  config.dynamicSmemBytes = size_t(shared);
   config.stream = stream;
   config.attrs = &early, config.numAttrs = device.major >= 9;
   return cudaLaunchKernelEx(&config, kernel, a);
+}
+
+template <class Row, class Value, int kGroups>
+cudaError_t launch_apply(const LowrankCuda& a, const Device& device, cudaStream_t stream) {
+  const auto shared = [&](int sets) { return apply_small_shared_bytes(sets, int(a.d), int(a.n), int(a.m)); };
+  if constexpr (kTwoSets<kGroups>)
+    // Values are read once for two sets; where blocks have no more than one each, more blocks do better.
+    if (a.rows > kSetRows * int64_t(device.processors) && shared(2) <= device.shared - kStatic)
+      return launch_apply<Row, Value, kGroups, 2>(a, device, shared(2), stream);
+  return launch_apply<Row, Value, kGroups, 1>(a, device, shared(1), stream);
 }
 
 template <class Row, class Value>
@@ -91,7 +103,7 @@ cudaError_t launch_apply(const LowrankCuda& a, const Device& device, cudaStream_
 
 int lowrank_cuda_max_d(int device, int64_t n, int64_t m, int64_t* d) {
   const Device of(device);
-  const auto fits = [&](int64_t wide) { return apply_small_shared_bytes(int(wide), int(n), int(m)) <= of.shared - kStatic; };
+  const auto fits = [&](int64_t wide) { return apply_small_shared_bytes(1, int(wide), int(n), int(m)) <= of.shared - kStatic; };
   for (*d = kLowrankCudaMaxD; *d > 0 && !fits(*d);) *d -= kApplyColumns;
   return of.error;
 }
@@ -112,7 +124,7 @@ int lowrank_cuda(const LowrankCuda& arguments, int device, void* stream_) {
   const Device of(device);
   if (of.error != cudaSuccess) return of.error;
   if (a.n > kLowrankCudaMaxN || a.d > kLowrankCudaMaxD || a.d % 32 ||
-      apply_small_shared_bytes(int(a.d), int(a.n), int(a.m)) > of.shared - kStatic)
+      apply_small_shared_bytes(1, int(a.d), int(a.n), int(a.m)) > of.shared - kStatic)
     return cudaErrorInvalidValue;
   a.splits = splits(a.rows, a.d, a.dtype, of.processors);
   a.scores = a.scratch;

@@ -237,6 +237,8 @@ T __reduce_max_sync(unsigned, T value) {
 
 namespace timerome {
 
+inline void make_anew(float&) {}
+
 // Arrives at once: that a wait is missing is not seen.
 inline void copy_async(void* to, const void* from, bool valid) {
   if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16)

@@ -3,7 +3,7 @@
 #include <cuda_fp16.h>
 
 #include "emulator.h"
-#include "lowrank_kernel.cuh"
+#include "lowrank_apply.cuh"
 
 using namespace timerome;
 
@@ -25,25 +25,36 @@ static void score(const LowrankCuda& a) {
   a.mean ? score<__nv_bfloat16, 3, Key>(a) : score<__nv_bfloat16, 1, Key>(a);
 }
 
-template <class Row, class Value>
+template <class Row, class Value, int kGroups, int kSets>
 static void apply(const LowrankCuda& a, int blocks) {
+  constexpr int kRows = kSets * kSetRows;
+  if (kSets > 1) blocks = int((a.rows + kRows - 1) / kRows);
+  emulator::launch(blocks, kLowrankThreads, apply_small_shared_bytes(kSets, int(a.d), int(a.n), int(a.m)),
+                   [=] { apply_small_kernel<Row, Value, kGroups, kSets>(a); });
+}
+
+template <class Row, class Value>
+static void apply(const LowrankCuda& a, int blocks, int sets) {
   for_groups(int(a.m), [&](auto groups) {
-    emulator::launch(blocks, kLowrankThreads, apply_small_shared_bytes(int(a.d), int(a.n), int(a.m)),
-                     [=] { apply_small_kernel<Row, Value, decltype(groups)::value>(a); });
+    constexpr int kGroups = decltype(groups)::value;
+    if constexpr (kTwoSets<kGroups>)
+      if (sets == 2) return apply<Row, Value, kGroups, 2>(a, blocks);
+    apply<Row, Value, kGroups, 1>(a, blocks);
   });
 }
 
 template <class Value>
-static void apply(const LowrankCuda& a, int blocks) {
-  if (a.dtype == 0) return apply<float, Value>(a, blocks);
-  if (a.dtype == 1) return apply<__half, Value>(a, blocks);
-  apply<__nv_bfloat16, Value>(a, blocks);
+static void apply(const LowrankCuda& a, int blocks, int sets) {
+  if (a.dtype == 0) return apply<float, Value>(a, blocks, sets);
+  if (a.dtype == 1) return apply<__half, Value>(a, blocks, sets);
+  apply<__nv_bfloat16, Value>(a, blocks, sets);
 }
 
 extern "C" int emulated_lowrank(const void* h, void* out, const void* keys, const float* coef, const void* values,
                                 const float* mean, const uint8_t* mask, void* hits, int64_t rows, int64_t length,
                                 int64_t d, int64_t n, int64_t m, int64_t k, double alpha, double tau, bool gated,
-                                int dtype, int keys_dtype, int values_dtype, int splits, int stages, int blocks) {
+                                int dtype, int keys_dtype, int values_dtype, int splits, int stages, int blocks,
+                                int sets) {
   const int width = score_columns(int(n));
   std::vector<float> scores(splits * rows * width, NAN), row_squares(splits * rows, NAN), key_norms(n, NAN);
   LowrankCuda a = {};
@@ -56,7 +67,7 @@ extern "C" int emulated_lowrank(const void* h, void* out, const void* keys, cons
   a.scores = scores.data(), a.row_squares = row_squares.data(), a.key_norms = key_norms.data();
   try {
     keys_dtype == 2 ? score<__nv_bfloat16>(a) : score<float>(a);
-    values_dtype == 2 ? apply<__nv_bfloat16>(a, blocks) : apply<float>(a, blocks);
+    values_dtype == 2 ? apply<__nv_bfloat16>(a, blocks, sets) : apply<float>(a, blocks, sets);
     return 0;
   } catch (const std::exception&) {
     return 1;

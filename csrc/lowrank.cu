@@ -29,13 +29,13 @@ int splits(int64_t rows, int64_t d, int dtype, int processors) {
   return int(std::clamp<int64_t>(processors / groups(rows), 1, stages));
 }
 
-template <class Row, int kRowParts, class Key, int kTiles>
+template <class Row, int kRowParts, class Key, int kTiles, bool kGated>
 cudaError_t launch_score(LowrankCuda& a, const Device& device, cudaStream_t stream) {
   const int64_t bytes = stage_bytes(kTiles, sizeof(Row), sizeof(Key));
   a.stages = int(std::min<int64_t>(4, device.shared / bytes));
   const int64_t shared = std::max(a.stages * bytes, score_sums_bytes(int(a.n)));
   if (a.stages == 0 || shared > device.shared) return cudaErrorInvalidValue;
-  const auto kernel = score_gate_kernel<Row, kRowParts, Key, kTiles>;
+  const auto kernel = score_gate_kernel<Row, kRowParts, Key, kTiles, kGated>;
   const cudaError_t error = allow_shared(kernel, device.shared);
   if (error != cudaSuccess) return error;
   kernel<<<unsigned(groups(a.rows) * a.splits + kPrepareBlocks), kLowrankThreads, size_t(shared), stream>>>(a);
@@ -45,7 +45,9 @@ cudaError_t launch_score(LowrankCuda& a, const Device& device, cudaStream_t stre
 template <class Row, int kRowParts, class Key>
 cudaError_t launch_score(LowrankCuda& a, const Device& device, cudaStream_t stream) {
   return for_tiles(int(a.n), [&](auto tiles) {
-    return launch_score<Row, kRowParts, Key, decltype(tiles)::value>(a, device, stream);
+    constexpr int kTiles = decltype(tiles)::value;
+    return a.gated ? launch_score<Row, kRowParts, Key, kTiles, true>(a, device, stream)
+                   : launch_score<Row, kRowParts, Key, kTiles, false>(a, device, stream);
   });
 }
 

@@ -7,12 +7,6 @@
 
 namespace timerome {
 
-// Four entries as words: as entries of two bytes each of them would take a register.
-template <class T>
-struct alignas(4 * sizeof(T)) Words {
-  uint32_t word[sizeof(T)];
-};
-
 // Columns 2 j and 2 j + 1 of four values, as the tensor cores take them.
 template <int kParts>
 struct Columns {
@@ -28,12 +22,6 @@ __device__ __forceinline__ Columns<1> columns(const Words<__nv_bfloat16> (&v)[4]
   return {{{{two(0, 0x5410), two(2, 0x5410)}}}, {{{two(0, 0x7632), two(2, 0x7632)}}}};
 }
 
-__device__ __forceinline__ float2 floats_of(__half, uint32_t word) {
-  return __half22float2(reinterpret_cast<const __half2&>(word));
-}
-__device__ __forceinline__ float2 floats_of(__nv_bfloat16, uint32_t word) {
-  return {__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000u)};
-}
 __device__ __forceinline__ uint32_t rounded(__half, float lower, float upper) {
   const __half2 both = __floats2half2_rn(lower, upper);
   return reinterpret_cast<const uint32_t&>(both);

@@ -58,18 +58,34 @@ __device__ __forceinline__ Parts<kParts> split(Quad<float> x) {
   return parts;
 }
 
+// Four entries as words: as entries of two bytes each of them would take a register.
 template <class T>
-__device__ __forceinline__ Quad<float> to_floats(const Quad<T>& x) {
-  return {to_float(x.e[0]), to_float(x.e[1]), to_float(x.e[2]), to_float(x.e[3])};
+struct alignas(4 * sizeof(T)) Words {
+  uint32_t word[sizeof(T)];
+};
+__device__ __forceinline__ float2 floats_of(__half, uint32_t word) {
+  return __half22float2(reinterpret_cast<const __half2&>(word));
+}
+__device__ __forceinline__ float2 floats_of(__nv_bfloat16, uint32_t word) {
+  return {__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000u)};
+}
+template <class T>
+__device__ __forceinline__ Quad<float> to_floats(const Words<T>& x) {
+  const float2 lower = floats_of(T(), x.word[0]), upper = floats_of(T(), x.word[1]);
+  return {lower.x, lower.y, upper.x, upper.y};
+}
+template <>
+__device__ __forceinline__ Quad<float> to_floats(const Words<float>& x) {
+  return reinterpret_cast<const Quad<float>&>(x);
 }
 
 template <int kParts, class T>
-__device__ __forceinline__ Parts<kParts> parts_of(const Quad<T>& x) {
+__device__ __forceinline__ Parts<kParts> parts_of(const Words<T>& x) {
   return split<kParts>(to_floats(x));
 }
 template <>
-__device__ __forceinline__ Parts<1> parts_of<1>(const Quad<__nv_bfloat16>& x) {
-  return reinterpret_cast<const Parts<1>&>(x);
+__device__ __forceinline__ Parts<1> parts_of<1>(const Words<__nv_bfloat16>& x) {
+  return {{{x.word[0], x.word[1]}}};
 }
 
 // sum (16, 8) += [lower; upper] (16, 16) other (16, 8), spread over the warp: lane 4 g + q holds the entries q of row

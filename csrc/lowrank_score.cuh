@@ -54,8 +54,8 @@ struct Fetch {
 };
 
 template <class T>
-__device__ __forceinline__ const Quad<T>& staged(const char* row, int column, int shift) {
-  return *reinterpret_cast<const Quad<T>*>(row + (column * int(sizeof(T)) ^ shift));
+__device__ __forceinline__ Words<T> staged(const char* row, int column, int shift) {
+  return *reinterpret_cast<const Words<T>*>(row + (column * int(sizeof(T)) ^ shift));
 }
 
 __device__ __forceinline__ float warp_sum(float x) {
@@ -87,12 +87,14 @@ __device__ inline void prepare(const LowrankCuda& a) {
   }
 }
 
-// Scores (h - mean) K^T of this block's columns, and the squares of rows that the gate divides by.
-template <class Row, int kRowParts, class Key, int kTiles>
+// Scores (h - mean) K^T of this block's columns, and the squares of rows that the gate divides by. There is no mean where
+// one part is all of a row.
+template <class Row, int kRowParts, class Key, int kTiles, bool kGated>
 __global__ void __launch_bounds__(kLowrankThreads) score_gate_kernel(const LowrankCuda a) {
   constexpr int kColumns = kStageColumns<Row>, kKeyBytes = kColumns * int(sizeof(Key));
   constexpr int kRowTiles = kScoreRows / 16, kShares = kScoreShares;
-  constexpr int kChain = (kRowParts == 1 ? 4 : 2) / (sizeof(Key) == 4 && kTiles == 8 ? 2 : 1);  // as registers allow
+  constexpr bool kTight = sizeof(Key) == 4 ? kTiles == 8 || kRowParts == 1 : kTiles == 8 && kGated;
+  constexpr int kChain = (kRowParts == 1 ? 4 : 2) / (kTight ? 2 : 1);  // as registers allow
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3;
   const int n = int(a.n), d = int(a.d), width = score_columns(n), splits = a.splits, stages = a.stages;
   allow_next_launch();
@@ -136,29 +138,28 @@ __global__ void __launch_bounds__(kLowrankThreads) score_gate_kernel(const Lowra
       for (int step = 0; step < kChain; step++)
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-          const Quad<Row>& staged_row = staged<Row>(own_rows + 8 * i * kStageBytes, at(step), shift);
-          if (!a.mean && !a.gated) {
-            part[step][i] = parts_of<kRowParts>(staged_row);
-            continue;
-          }
-          Quad<float> x = to_floats(staged_row);
-          if (a.mean) {
-            const Quad<float> mean = load_quad<true>(a.mean, s * kColumns + at(step), d);
-#pragma unroll
-            for (int j = 0; j < 4; j++) x.e[j] -= mean.e[j];
-            part[step][i] = split<kRowParts>(x);
+          const Words<Row> row = staged<Row>(own_rows + 8 * i * kStageBytes, at(step), shift);
+          Quad<float> x = to_floats(row);
+          if (kRowParts == 1) {
+            part[step][i] = parts_of<kRowParts>(row);
           } else {
-            part[step][i] = parts_of<kRowParts>(staged_row);
-          }
+            if (a.mean) {
+              const Quad<float> mean = load_quad<true>(a.mean, s * kColumns + at(step), d);
 #pragma unroll
-          for (int j = 0; j < 4; j++) row_square[i] += x.e[j] * x.e[j];
+              for (int j = 0; j < 4; j++) x.e[j] -= mean.e[j];
+            }
+            part[step][i] = split<kRowParts>(x);
+          }
+          if (kGated)
+#pragma unroll
+            for (int j = 0; j < 4; j++) row_square[i] += x.e[j] * x.e[j];
         }
 #pragma unroll
       for (int tile = 0; tile < kTiles; tile++) {
         float some[4] = {};
 #pragma unroll
         for (int step = 0; step < kChain; step++) {
-          const Quad<Key>& key = staged<Key>(own_keys + tile * 8 * kKeyBytes, at(step), shift);
+          const Words<Key> key = staged<Key>(own_keys + tile * 8 * kKeyBytes, at(step), shift);
           multiply_add(some, part[step][0], part[step][1], parts_of<kPartsOf<Key>>(key));
         }
 #pragma unroll
@@ -180,6 +181,7 @@ __global__ void __launch_bounds__(kLowrankThreads) score_gate_kernel(const Lowra
     for (int i = 0; i < 4; i++)
       shared[(share * kScoreRows + tile_row + g + i / 2 * 8) * width + tile * 8 + 2 * q + i % 2] = sum[tile][i];
   }
+  if (kGated)
 #pragma unroll
   for (int i = 0; i < 2; i++) {
     const float square = quad_sum(row_square[i]);
@@ -195,7 +197,7 @@ __global__ void __launch_bounds__(kLowrankThreads) score_gate_kernel(const Lowra
   float* const out = a.scores + (split_index * a.rows + row0) * width;
   for (int i = threadIdx.x; i < rows * width; i += kLowrankThreads)
     out[i] = over_shares(shared, kScoreRows * width, i);
-  if (!a.gated) return;
+  if (!kGated) return;
   for (int i = threadIdx.x; i < rows; i += kLowrankThreads)
     a.row_squares[split_index * a.rows + row0 + i] = over_shares(row_squares, kScoreRows, i);
 }

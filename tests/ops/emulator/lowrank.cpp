@@ -14,7 +14,10 @@ static void score(const LowrankCuda& a) {
     const int64_t bytes = a.stages * stage_bytes(kTiles, sizeof(Row), sizeof(Key));
     emulator::launch(int((a.rows + kScoreRows - 1) / kScoreRows) * a.splits + kPrepareBlocks, kLowrankThreads,
                      std::max(bytes, score_sums_bytes(int(a.n))),
-                     [=] { score_gate_kernel<Row, kRowParts, Key, kTiles>(a); });
+                     [=] {
+                       a.gated ? score_gate_kernel<Row, kRowParts, Key, kTiles, true>(a)
+                               : score_gate_kernel<Row, kRowParts, Key, kTiles, false>(a);
+                     });
   });
 }
 

@@ -102,6 +102,7 @@ struct Residual {
   __device__ __forceinline__ Quad<float>& at(int piece, int i) {
     return piece < kShared ? shared(piece, i) : held[piece < kShared ? 0 : piece - kShared][i];
   }
+  // What was made of held entries is not kept, for it would take as many registers again.
   __device__ __forceinline__ void hold_no_more() {
 #pragma unroll
     for (int b = 0; b < kHeld; b++)

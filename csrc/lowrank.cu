@@ -60,7 +60,7 @@ cudaError_t launch_score(LowrankCuda& a, const Device& device, cudaStream_t stre
 }
 
 template <class Row, class Value, int kGroups, int kSets>
-cudaError_t launch_apply(const LowrankCuda& a, const Device& device, int64_t shared, cudaStream_t stream) {
+cudaError_t launch_apply(const LowrankCuda& a, const Device& device, cudaStream_t stream) {
   const auto kernel = apply_small_kernel<Row, Value, kGroups, kSets>;
   const cudaError_t error = allow_shared(kernel, device.shared - kStatic);
   if (error != cudaSuccess) return error;
@@ -68,11 +68,9 @@ cudaError_t launch_apply(const LowrankCuda& a, const Device& device, int64_t sha
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   early.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
-  constexpr int kRows = kSets * kSetRows;
-  const int64_t groups = (a.rows + kRows - 1) / kRows;
-  config.gridDim = unsigned(kSets == 1 ? std::min<int64_t>(groups, device.processors) : groups);
+  config.gridDim = unsigned(apply_small_blocks<kSets>(a.rows, device.processors));
   config.blockDim = kLowrankThreads;
-  config.dynamicSmemBytes = size_t(shared);
+  config.dynamicSmemBytes = size_t(apply_small_shared_bytes<kSets>(int(a.d), int(a.n), int(a.m)));
   config.stream = stream;
   config.attrs = &early, config.numAttrs = device.major >= 9;
   return cudaLaunchKernelEx(&config, kernel, a);
@@ -80,18 +78,18 @@ cudaError_t launch_apply(const LowrankCuda& a, const Device& device, int64_t sha
 
 template <class Row, class Value, int kGroups>
 cudaError_t launch_apply(const LowrankCuda& a, const Device& device, cudaStream_t stream) {
-  const auto shared = [&](int sets) { return apply_small_shared_bytes(sets, int(a.d), int(a.n), int(a.m)); };
   if constexpr (kTwoSets<kGroups>)
     // Values are read once for two sets; where blocks have no more than one each, more blocks do better.
-    if (a.rows > kSetRows * int64_t(device.processors) && shared(2) <= device.shared - kStatic)
-      return launch_apply<Row, Value, kGroups, 2>(a, device, shared(2), stream);
-  return launch_apply<Row, Value, kGroups, 1>(a, device, shared(1), stream);
+    if (a.rows > kSetRows * int64_t(device.processors) &&
+        apply_small_shared_bytes<2>(int(a.d), int(a.n), int(a.m)) <= device.shared - kStatic)
+      return launch_apply<Row, Value, kGroups, 2>(a, device, stream);
+  return launch_apply<Row, Value, kGroups, 1>(a, device, stream);
 }
 
 template <class Row, class Value>
 cudaError_t launch_apply(const LowrankCuda& a, const Device& device, cudaStream_t stream) {
-  return for_groups(
-      int(a.m), [&](auto groups) { return launch_apply<Row, Value, decltype(groups)::value>(a, device, stream); });
+  return for_groups(int(a.m),
+                    [&](auto groups) { return launch_apply<Row, Value, decltype(groups)::value>(a, device, stream); });
 }
 
 template <class Value>
@@ -105,15 +103,16 @@ cudaError_t launch_apply(const LowrankCuda& a, const Device& device, cudaStream_
 
 int lowrank_cuda_max_d(int device, int64_t n, int64_t m, int64_t* d) {
   const Device of(device);
-  const auto fits = [&](int64_t wide) { return apply_small_shared_bytes(1, int(wide), int(n), int(m)) <= of.shared - kStatic; };
+  const auto fits = [&](int64_t wide) {
+    return apply_small_shared_bytes<1>(int(wide), int(n), int(m)) <= of.shared - kStatic;
+  };
   for (*d = kLowrankCudaMaxD; *d > 0 && !fits(*d);) *d -= kApplyColumns;
   return of.error;
 }
 
 int lowrank_cuda_scratch(int64_t rows, int64_t d, int64_t n, int dtype, int device, int64_t* floats) {
   const Device of(device);
-  if (of.error == cudaSuccess)
-    *floats = splits(rows, d, dtype, of.processors) * rows * (score_columns(int(n)) + 1) + n;
+  if (of.error == cudaSuccess) *floats = splits(rows, d, dtype, of.processors) * rows * (score_columns(int(n)) + 1) + n;
   return of.error;
 }
 
@@ -126,7 +125,7 @@ int lowrank_cuda(const LowrankCuda& arguments, int device, void* stream_) {
   const Device of(device);
   if (of.error != cudaSuccess) return of.error;
   if (a.n > kLowrankCudaMaxN || a.d > kLowrankCudaMaxD || a.d % 32 ||
-      apply_small_shared_bytes(1, int(a.d), int(a.n), int(a.m)) > of.shared - kStatic)
+      apply_small_shared_bytes<1>(int(a.d), int(a.n), int(a.m)) > of.shared - kStatic)
     return cudaErrorInvalidValue;
   a.splits = splits(a.rows, a.d, a.dtype, of.processors);
   a.scores = a.scratch;

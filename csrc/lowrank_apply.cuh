@@ -48,8 +48,7 @@ template <>
 __device__ __forceinline__ Words<float> add_kept(Words<float> x, const Quad<float>& r, float least, float alpha) {
 #pragma unroll
   for (int e = 0; e < 4; e++)
-    if (!(fabsf(r.e[e]) < least))
-      x.word[e] = __float_as_uint(add_scaled(__uint_as_float(x.word[e]), alpha, r.e[e]));
+    if (!(fabsf(r.e[e]) < least)) x.word[e] = __float_as_uint(add_scaled(__uint_as_float(x.word[e]), alpha, r.e[e]));
   return x;
 }
 
@@ -59,14 +58,19 @@ constexpr int kPairs = int(kLowrankCudaMaxN) / 2 + 8;
 
 // What c is made of: coef, the scores, and c itself as three bfloat16s, two columns a word.
 inline __host__ __device__ int coef_bytes(int n, int m) { return up_to(n * m, 4) * 4; }
-inline __host__ __device__ int made_of_bytes(int sets, int n, int m) {
-  return coef_bytes(n, m) + sets * kSetRows * (int(kLowrankCudaMaxN) + 3 * kPairs) * 4;
-}
 // With two sets, the lists take its place.
-inline __host__ __device__ int64_t apply_small_shared_bytes(int sets, int d, int n, int m) {
-  const int made_of = made_of_bytes(sets, n, m);
-  if (sets == 1) return residual_bytes(1, d) + Room<1>::kListBytes + made_of;
-  return residual_bytes(2, d) + (made_of < Room<2>::kListBytes ? Room<2>::kListBytes : made_of);
+template <int kSets>
+inline int apply_small_shared_bytes(int d, int n, int m) {
+  constexpr int kLists = Room<kSets>::kListBytes;
+  const int made_of = coef_bytes(n, m) + Room<kSets>::kRows * (int(kLowrankCudaMaxN) + 3 * kPairs) * 4;
+  return residual_bytes<kSets>(d) + (kSets == 1 ? kLists + made_of : made_of < kLists ? kLists : made_of);
+}
+
+// Blocks of a launch of which `most` run at once: with two sets each takes one group of rows, else what comes to it.
+template <int kSets>
+int64_t apply_small_blocks(int64_t rows, int most) {
+  const int64_t groups = (rows + Room<kSets>::kRows - 1) / Room<kSets>::kRows;
+  return kSets == 1 && groups > most ? most : groups;
 }
 
 struct Workplace {
@@ -83,7 +87,7 @@ struct Workplace {
 // On the rows of a block that pass, no more than kSets * kSetRows. Called by all threads.
 template <class Row, class Value, int kGroups, int kSets>
 __device__ __forceinline__ void edit_rows(const LowrankCuda& a, const Workplace& at, int64_t row0, uint32_t passing) {
-  constexpr int kRows = kSets * kSetRows, kSlots = 2 * kSets, kInner = kGroups * 16;
+  constexpr int kRows = Room<kSets>::kRows, kSlots = Residual<kSets>::kSlots, kInner = kGroups * 16;
   constexpr bool kLittle = sizeof(Value) == 2;   // values leave registers for more of them, for c and for rows
   constexpr int kAhead = kLittle ? kGroups : 1;  // groups of values that are on their way
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3;
@@ -130,7 +134,8 @@ __device__ __forceinline__ void edit_rows(const LowrankCuda& a, const Workplace&
     Parts<3> c;
 #pragma unroll
     for (int p = 0; p < 3; p++) {
-      const uint2 pair = reinterpret_cast<const uint2&>(at.pairs[(p * kRows + set * kSetRows + g) * kPairs + 2 * q + l * 8]);
+      const uint2 pair =
+          reinterpret_cast<const uint2&>(at.pairs[(p * kRows + set * kSetRows + g) * kPairs + 2 * q + l * 8]);
       c.pair[p][0] = pair.x, c.pair[p][1] = pair.y;
     }
     return c;
@@ -160,7 +165,7 @@ __device__ __forceinline__ void edit_rows(const LowrankCuda& a, const Workplace&
     }
 #pragma unroll
     for (int i = 0; i < kSlots; i++) {
-      const float(&own)[2][4] = sum[i / 2];
+      const float (&own)[2][4] = sum[i / 2];
       keep(i) = {own[0][i % 2], own[0][2 + i % 2], own[1][i % 2], own[1][2 + i % 2]};
     }
   };
@@ -204,13 +209,13 @@ constexpr bool kTwoSets = kGroups <= 3;
 // out = h + alpha S_k(c D), c = s A, on the rows that mask and gate let through; out = h on the others.
 template <class Row, class Value, int kGroups, int kSets>
 __global__ void __launch_bounds__(kLowrankThreads, 1) apply_small_kernel(const LowrankCuda a) {
-  constexpr int kRows = kSets * kSetRows;
+  constexpr int kRows = Room<kSets>::kRows;
   __shared__ int active[kRows], slot_row[kRows];
   __shared__ Choice choice;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const int n = int(a.n), m = int(a.m), width = score_columns(n);
   char* const memory = dynamic_shared<char>();
-  char* const lists = memory + residual_bytes(kSets, int(a.d));
+  char* const lists = memory + residual_bytes<kSets>(int(a.d));
   char* const made_of = lists + (kSets == 1 ? Room<1>::kListBytes : 0);
   float* const coef = reinterpret_cast<float*>(made_of);
   float* const score = reinterpret_cast<float*>(made_of + coef_bytes(n, m));
@@ -238,7 +243,8 @@ __global__ void __launch_bounds__(kLowrankThreads, 1) apply_small_kernel(const L
       if (passes && a.gated) {
         const float row_norm = sqrtf(over_splits(a.row_squares, a.rows, row0 + warp));
         bool near = false;  // 0 / 0 and NaN reach nothing
-        for (int j = lane; j < m; j += 32) near = near || score[warp * width + j] / (row_norm * a.key_norms[j]) >= a.tau;
+        for (int j = lane; j < m; j += 32)
+          near = near || score[warp * width + j] / (row_norm * a.key_norms[j]) >= a.tau;
         passes = __ballot_sync(~0u, near);
       }
       if (lane == 0) {

@@ -6,9 +6,9 @@
 
 namespace timerome {
 
-// A block takes kScoreRows rows and, of their columns, a part of its own, so that all multiprocessors have work and each
-// reads few keys. The columns come in stages, each row's part of a stage kStageBytes long; as many stages as fit are on
-// their way to the shared memory at once.
+// A block takes kScoreRows rows and, of their columns, a part of its own, so that all multiprocessors have work and
+// each reads few keys. The columns come in stages, each row's part of a stage kStageBytes long; as many stages as fit
+// are on their way to the shared memory at once.
 constexpr int kScoreRows = 128;
 constexpr int kScoreShares = kLowrankWarps / (kScoreRows / 16);  // warps that share the columns of 16 rows
 constexpr int kStageBytes = 256;
@@ -24,8 +24,8 @@ inline __host__ __device__ int64_t score_sums_bytes(int n) {
   return int64_t(kScoreShares) * kScoreRows * (score_columns(n) + 1) * int64_t(sizeof(float));
 }
 
-// What a byte's place within its row of a stage is changed by (xor), so that the rows a warp reads at once share no bank,
-// be it in pieces of 8 bytes or of 16.
+// What a byte's place within its row of a stage is changed by (xor), so that the rows a warp reads at once share no
+// bank, be it in pieces of 8 bytes or of 16.
 __device__ __forceinline__ int shift_of(int row) { return (row & 1) << 6 | (row & 2) << 4; }
 
 // What one thread copies of each stage: 16 bytes of every kStep-th row.
@@ -37,8 +37,10 @@ struct Fetch {
 
   // The first row, how many of them there are, and their length; rows past the last are read as the last.
   __device__ __forceinline__ Fetch(const void* rows, int count, int d)
-      : from(static_cast<const T*>(rows)), column(threadIdx.x % kChunks * (16 / int(sizeof(T)))),
-        row(threadIdx.x / kChunks), to(row * kRowBytes + (threadIdx.x % kChunks * 16 ^ shift_of(row))) {
+      : from(static_cast<const T*>(rows)),
+        column(threadIdx.x % kChunks * (16 / int(sizeof(T)))),
+        row(threadIdx.x / kChunks),
+        to(row * kRowBytes + (threadIdx.x % kChunks * 16 ^ shift_of(row))) {
     static_assert(kStep % 4 == 0, "the rows of a thread are shifted alike");
 #pragma unroll
     for (int i = 0; i < kRows; i++) offset[i] = min(row + i * kStep, count - 1) * d + column;
@@ -87,8 +89,8 @@ __device__ inline void prepare(const LowrankCuda& a) {
   }
 }
 
-// Scores (h - mean) K^T of this block's columns, and the squares of rows that the gate divides by. There is no mean where
-// one part is all of a row.
+// Scores (h - mean) K^T of this block's columns, and the squares of rows that the gate divides by. There is no mean
+// where one part is all of a row.
 template <class Row, int kRowParts, class Key, int kTiles, bool kGated>
 __global__ void __launch_bounds__(kLowrankThreads) score_gate_kernel(const LowrankCuda a) {
   constexpr int kColumns = kStageColumns<Row>, kKeyBytes = kColumns * int(sizeof(Key));
@@ -183,10 +185,10 @@ __global__ void __launch_bounds__(kLowrankThreads) score_gate_kernel(const Lowra
   }
   if (kGated)
 #pragma unroll
-  for (int i = 0; i < 2; i++) {
-    const float square = quad_sum(row_square[i]);
-    if (q == 0) row_squares[share * kScoreRows + tile_row + g + 8 * i] = square;
-  }
+    for (int i = 0; i < 2; i++) {
+      const float square = quad_sum(row_square[i]);
+      if (q == 0) row_squares[share * kScoreRows + tile_row + g + 8 * i] = square;
+    }
   __syncthreads();
   const auto over_shares = [&](const float* table, int size, int i) {
     float total = 0;
@@ -195,8 +197,7 @@ __global__ void __launch_bounds__(kLowrankThreads) score_gate_kernel(const Lowra
     return total;
   };
   float* const out = a.scores + (split_index * a.rows + row0) * width;
-  for (int i = threadIdx.x; i < rows * width; i += kLowrankThreads)
-    out[i] = over_shares(shared, kScoreRows * width, i);
+  for (int i = threadIdx.x; i < rows * width; i += kLowrankThreads) out[i] = over_shares(shared, kScoreRows * width, i);
   if (!kGated) return;
   for (int i = threadIdx.x; i < rows; i += kLowrankThreads)
     a.row_squares[split_index * a.rows + row0 + i] = over_shares(row_squares, kScoreRows, i);

@@ -63,8 +63,9 @@ __device__ __forceinline__ int halves_reaching(const uint32_t (&word)[kWords], u
 
 // --- Where the residual lies.
 
-// A block takes one set of eight rows, or two. Rows that pass have the first of its slots. Of the columns a warp takes a
-// piece of 32 in every kApplyColumns, and lane 4 g + q of these 4 g to 4 g + 3, for the slots 2 q and 2 q + 1 of each set.
+// A block takes one set of eight rows, or two. Rows that pass have the first of its slots. Of the columns a warp takes
+// a piece of 32 in every kApplyColumns, and lane 4 g + q of these 4 g to 4 g + 3, for the slots 2 q and 2 q + 1 of each
+// set.
 constexpr int kSetRows = 8, kMostRows = 2 * kSetRows;
 constexpr int kApplyColumns = kLowrankWarps * 32;
 constexpr int kPieces = int(kLowrankCudaMaxD) / kApplyColumns;
@@ -78,8 +79,9 @@ constexpr float kDeviations = 4.5f;  // from the expected to the window's ends: 
 template <int kSets>
 struct Room {
   static constexpr int kRows = kSets * kSetRows, kShared = kSets == 1 ? kPieces : 6, kHeld = kPieces - kShared;
-  static constexpr int kListWords = kSets == 1 ? 20 : 16;     // entries of a window that can be listed: so many a lane
-  static constexpr int kListed = 32 * kListWords, kListStride = kListed + 4;  // so that the slots of a warp share no bank
+  static constexpr int kListWords = kSets == 1 ? 20 : 16;  // entries of a window that can be listed: so many a lane
+  static constexpr int kListed = 32 * kListWords,
+                       kListStride = kListed + 4;  // so that the slots of a warp share no bank
   static constexpr int kListBytes = kRows * kListStride * 4;
   static_assert(kSampleWords <= kListed && kSampleWords % 32 == 0, "the sample lies where the list will");
 };
@@ -93,9 +95,7 @@ struct Residual {
   Quad<float> held[kHeld ? kHeld : 1][kSlots];  // loops over pieces are unrolled, so that these are registers
 
   // Its i-th slot.
-  static __device__ __forceinline__ int slot(int i) {
-    return i / 2 * kSetRows + 2 * int(threadIdx.x & 3) + i % 2;
-  }
+  static __device__ __forceinline__ int slot(int i) { return i / 2 * kSetRows + 2 * int(threadIdx.x & 3) + i % 2; }
   __device__ __forceinline__ Quad<float>& shared(int piece, int i) const {
     return first[(piece * kSlots + i) * kLowrankThreads];
   }
@@ -119,9 +119,10 @@ struct Residual {
       if (b < pieces) f(b, at(b, i));
   }
 };
-inline __host__ __device__ int64_t residual_bytes(int sets, int d) {
-  const int columns = up_to(d, kApplyColumns), most = (sets == 1 ? Room<1>::kShared : Room<2>::kShared) * kApplyColumns;
-  return int64_t(sets) * kSetRows * (columns < most ? columns : most) * 4;
+template <int kSets>
+inline __host__ __device__ int residual_bytes(int d) {
+  const int columns = up_to(d, kApplyColumns), most = Room<kSets>::kShared * kApplyColumns;
+  return Room<kSets>::kRows * (columns < most ? columns : most) * 4;
 }
 
 // --- Selection.
@@ -174,9 +175,9 @@ __device__ __forceinline__ uint32_t inclusive_scan_over_g(uint32_t sum) {
 struct Choice {
   uint32_t lo[kMostRows], hi[kMostRows];              // windows; kNone where nothing is looked for any more
   uint32_t known_lo[kMostRows], known_hi[kMostRows];  // the least that is kept is in between
-  uint32_t counts[kMostRows];                          // entries above the window, times 2^16, and inside
-  uint32_t least[kMostRows];                           // magnitude that is kept
-  int ties[kMostRows];                                 // how many of that magnitude are kept; 0: all
+  uint32_t counts[kMostRows];                         // entries above the window, times 2^16, and inside
+  uint32_t least[kMostRows];                          // magnitude that is kept
+  int ties[kMostRows];                                // how many of that magnitude are kept; 0: all
 };
 
 // Chooses a slot's window by its sample, a warp each end of it.
@@ -200,7 +201,8 @@ __device__ inline void choose_window(Choice& choice, const uint32_t* sample, int
                  end - (upper ? 0x80 : 0x100));  // a half or a quarter of the largest
   if (lane) return;
   if (upper)
-    choice.hi[slot] = max(of.hi, 1u) << 16, choice.known_lo[slot] = 0, choice.known_hi[slot] = kEnd, choice.counts[slot] = 0;
+    choice.hi[slot] = max(of.hi, 1u) << 16, choice.known_lo[slot] = 0, choice.known_hi[slot] = kEnd,
+    choice.counts[slot] = 0;
   else
     choice.lo[slot] = min(of.lo, kLast - 1) << 16;
 }
@@ -243,17 +245,20 @@ __device__ inline void choose_least(Choice& choice, const uint32_t* list, int sl
       least = of.lo;
       if (of.lo < of.hi) ties = k - above - reaching(of.hi);
     };
-    inside <= 16 * kListWords ? find(std::integral_constant<int, kListWords / 2>()) : find(std::integral_constant<int, kListWords>());
+    inside <= 16 * kListWords ? find(std::integral_constant<int, kListWords / 2>())
+                              : find(std::integral_constant<int, kListWords>());
   }
   __syncwarp();  // all lanes have read what the first now writes
   if (lane) return;
-  choice.lo[slot] = next_lo, choice.hi[slot] = next_hi, choice.known_lo[slot] = known_lo, choice.known_hi[slot] = known_hi;
+  choice.lo[slot] = next_lo, choice.hi[slot] = next_hi, choice.known_lo[slot] = known_lo,
+  choice.known_hi[slot] = known_hi;
   choice.least[slot] = max(least, 1u), choice.ties[slot] = least ? ties : 0;  // to add zero changes nothing
   choice.counts[slot] = 0;
 }
 
-// Decides for `count` slots what is kept: entries whose magnitude reaches choice.least[slot], or, if it returns true, all
-// that are not zero: then the others were made so. Called by all threads; `lists` has room for Room<kSets>::kListBytes.
+// Decides for `count` slots what is kept: entries whose magnitude reaches choice.least[slot], or, if it returns true,
+// all that are not zero: then the others were made so. Called by all threads; `lists` has room for
+// Room<kSets>::kListBytes.
 template <int kSets>
 __device__ __forceinline__ bool choose(Residual<kSets>& r, Choice& choice, uint32_t* lists, int count, int d, int k) {
   using Room = timerome::Room<kSets>;
@@ -317,14 +322,14 @@ __device__ __forceinline__ bool choose(Residual<kSets>& r, Choice& choice, uint3
     for (int e = 0; e < 4; e++) sum += magnitude(of.e[e]) == least;
     return sum;
   };
-  for (int i = threadIdx.x; i < Room::kRows * kPieces * kLowrankWarps; i += kLowrankThreads) tied[i] = 0;
-  __syncthreads();
 #pragma unroll
   for (int i = 0; i < kSlots; i++)
-    r.for_pieces(i, [&](int b, const Quad<float>& x) {
-      const uint32_t sum = inclusive_scan_over_g(own_ties(x, choice.least[r.slot(i)]));
+#pragma unroll
+    for (int b = 0; b < kPieces; b++) {
+      const uint32_t own = b < r.pieces ? own_ties(r.at(b, i), choice.least[r.slot(i)]) : 0;
+      const uint32_t sum = inclusive_scan_over_g(own);
       if (g == 7) tied[place_of(r.slot(i), b, warp)] = int(sum);
-    });
+    }
   __syncthreads();
   if (threadIdx.x < Room::kRows) {
     int before = 0;

@@ -263,14 +263,13 @@ def emulated_kernels(emulator):
 @pytest.fixture(scope="module", params=[1, 2], ids=["one set", "two sets"])
 def emulated_lowrank(emulated_kernels, request):
     """sparse_lowrank_residual as a GPU runs it: the result, the hits and whether the kernels for few keys ran."""
-    function = emulated_kernels
     calls = []
 
     def lowrank_cuda(*arguments):
         alpha, tau, *codes = arguments[15:21]
         numbers = [ctypes.c_double(alpha), ctypes.c_double(tau), *map(int, codes)]
         pointers = addresses([*arguments[:7], arguments[8]])  # the emulator has scratch of its own
-        error = function(*pointers, *sizes(arguments[9:15]), *numbers, *op.launch)
+        error = emulated_kernels(*pointers, *sizes(arguments[9:15]), *numbers, *op.launch)
         assert error == 0, "threads waited at different barriers, or wrote behind the shared memory"
         calls.append(arguments)
 
@@ -289,7 +288,7 @@ def emulated_lowrank(emulated_kernels, request):
             return *_on_cuda(h, edit, in_place), bool(calls)
 
     op.members = members
-    op.launch = (2, 3, 3, request.param)  # parts of the columns, stages, blocks of apply_small, sets of rows of each
+    op.launch = (2, 3, 3, request.param)  # parts of the columns, stages, blocks of apply_small, sets a block takes
     return op
 
 

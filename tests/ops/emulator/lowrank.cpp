@@ -13,8 +13,7 @@ static void score(const LowrankCuda& a) {
     constexpr int kTiles = decltype(tiles)::value;
     const int64_t bytes = a.stages * stage_bytes(kTiles, sizeof(Row), sizeof(Key));
     emulator::launch(int((a.rows + kScoreRows - 1) / kScoreRows) * a.splits + kPrepareBlocks, kLowrankThreads,
-                     std::max(bytes, score_sums_bytes(int(a.n))),
-                     [=] {
+                     std::max(bytes, score_sums_bytes(int(a.n))), [=] {
                        a.gated ? score_gate_kernel<Row, kRowParts, Key, kTiles, true>(a)
                                : score_gate_kernel<Row, kRowParts, Key, kTiles, false>(a);
                      });
@@ -30,9 +29,8 @@ static void score(const LowrankCuda& a) {
 
 template <class Row, class Value, int kGroups, int kSets>
 static void apply(const LowrankCuda& a, int blocks) {
-  constexpr int kRows = kSets * kSetRows;
-  if (kSets > 1) blocks = int((a.rows + kRows - 1) / kRows);
-  emulator::launch(blocks, kLowrankThreads, apply_small_shared_bytes(kSets, int(a.d), int(a.n), int(a.m)),
+  emulator::launch(int(apply_small_blocks<kSets>(a.rows, blocks)), kLowrankThreads,
+                   apply_small_shared_bytes<kSets>(int(a.d), int(a.n), int(a.m)),
                    [=] { apply_small_kernel<Row, Value, kGroups, kSets>(a); });
 }
 

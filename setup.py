@@ -35,11 +35,12 @@ CPP_SOURCES = [
     "csrc/pages_cpu.cpp",
     "csrc/sparsify_add_cpu.cpp",
 ]
-CUDA_SOURCES = ["csrc/cuda_probe.cu", "csrc/lowrank.cu", "csrc/ridge.cu", "csrc/sparsify_add.cu"]
+CUDA_SOURCES = ["csrc/cuda_probe.cu", "csrc/gram.cu", "csrc/lowrank.cu", "csrc/ridge.cu", "csrc/sparsify_add.cu"]
 HEADERS = [
     "csrc/clones.h",
     "csrc/cuda_common.cuh",
     "csrc/device.cuh",
+    "csrc/gram_kernel.cuh",
     "csrc/kernels.h",
     "csrc/lowrank_apply.cuh",
     "csrc/lowrank_products.cuh",

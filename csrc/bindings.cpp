@@ -124,6 +124,21 @@ PYBIND11_MODULE(_C, m) {
         check(timerome::lowrank_cuda(a, device, at<void>(stream)), "sparse_lowrank_residual");
       },
       nogil);
+  m.attr("gram_cuda_max_n") = timerome::kGramCudaMaxN;
+  m.def("gram_cuda_splits", [](int64_t batch, int64_t d, int device) {
+    int64_t splits = 0;
+    check(timerome::gram_cuda_splits(batch, d, device, &splits), "ridge_cholesky");
+    return splits;
+  });
+  m.def(
+      "gram_cuda",
+      [](Address keys, Address lengths, Address gram, int64_t batch, int64_t n, int64_t d, int64_t splits, int dtype,
+         int device, Address stream) {
+        check(timerome::gram_cuda(at<void>(keys), at<int64_t>(lengths), at<double>(gram), batch, n, d, splits, dtype,
+                                  device, at<void>(stream)),
+              "ridge_cholesky");
+      },
+      nogil);
   m.def("ridge_cuda_max_n", [](int device) {
     int64_t n = 0;
     check(timerome::ridge_cuda_max_n(device, &n), "ridge_cholesky");

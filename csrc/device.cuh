@@ -21,6 +21,13 @@ __device__ __forceinline__ void mma(float (&sum)[4], const uint32_t (&a)[4], con
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// The same in double precision: sum (8, 8) += a (8, 4) b (4, 8).
+__device__ __forceinline__ void mma(double (&sum)[2], double a, double b) {
+  asm("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};"
+      : "+d"(sum[0]), "+d"(sum[1])
+      : "d"(a), "d"(b));
+}
+
 // The number stays the same, but what was made of it before is not kept for what is made of it after this, which would
 // take registers.
 __device__ __forceinline__ void make_anew(float& x) { asm volatile("" : "+f"(x)); }

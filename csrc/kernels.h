@@ -83,6 +83,13 @@ int lowrank_cuda_max_d(int device, int64_t n, int64_t m, int64_t* d);  // less w
 int lowrank_cuda_scratch(int64_t rows, int64_t d, int64_t n, int dtype, int device, int64_t* floats);
 int lowrank_cuda(const LowrankCuda& arguments, int device, void* stream);
 
+// gram (splits, batch, n, n): K K^T in float64, each split over its share of the columns. keys (batch, n, d), d a multiple
+// of 4, start on four entries; of entry b the rows from lengths[b] on count as zero, null for n.
+constexpr int64_t kGramCudaMaxN = 64;
+int gram_cuda_splits(int64_t batch, int64_t d, int device, int64_t* splits);  // how many keep the device busy
+int gram_cuda(const void* keys, const int64_t* lengths, double* gram, int64_t batch, int64_t n, int64_t d, int64_t splits,
+              int dtype, int device, void* stream);
+
 // Inverse and Cholesky factor of G + rho I in float64, each system in the shared memory of one block of threads: the
 // lower triangles of gram (batch, n, n), of which lengths (batch) says how much counts, null for n; ridge, info
 // (systems) and inverse, cholesky (systems, n, n), systems a multiple of batch. The largest n depends on the device.

@@ -22,6 +22,8 @@ from timerome.ops import (
     sparse_lowrank_residual_reference,
     sparsify_add_reference,
 )
+from timerome.ops._gram import _cuda as gram_on_cuda
+from timerome.ops._gram import gram_reference
 from timerome.ops._lowrank import Edit
 from timerome.ops._lowrank_cuda import _in_place_cuda, _on_cuda
 from timerome.ops.ridge_cholesky import _cuda as ridge_on_cuda
@@ -60,6 +62,7 @@ def emulator(toolkit, tmp_path_factory):
 # a multiprocessor.
 REGISTERS = {
     "sparsify_add": {"Li[48]E": 64, "Li16ELb1": 80, "Li16ELb0": 96, "Li32ELb1": 128, "Li32ELb0": 200},
+    "gram": {"Li2E": 64, "Li5E": 128, "Li8E": 255},
     "ridge": {"ridge_kernel": 64},
     "lowrank": {"score_gate": 128, "apply_small": 128},
 }
@@ -157,6 +160,69 @@ def addresses(numbers):
 
 def sizes(numbers):
     return [ctypes.c_int64(x) for x in numbers]
+
+
+@pytest.fixture(scope="module")
+def emulated_gram(emulator):
+    """The op as a GPU runs it, its columns shared out to so many blocks, and whether a kernel did."""
+    function = emulator("gram").emulated_gram
+
+    def op(keys, lengths=None, splits=1):
+        calls = []
+
+        def gram_cuda(*arguments):
+            kinds = addresses(arguments[:3]), sizes(arguments[3:7]), arguments[7]
+            assert function(*kinds[0], *kinds[1], kinds[2], 3) == 0, "threads waited at different barriers"
+            calls.append(arguments)
+
+        with extension(gram_cuda_max_n=64, gram_cuda_splits=lambda *of: splits, gram_cuda=gram_cuda):
+            return gram_on_cuda(keys, lengths), bool(calls)
+
+    return op
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [1, 7, 8, 16, 17, 40, 41, 64])
+def test_gram_equals_reference(emulated_gram, dtype, n):
+    for d, splits in ((4, 1), (20, 1), (148, 1), (1028, 3)):  # less than a step of a warp, not whole steps, several
+        keys = (torch.randint(-9, 10, (2, 2, n, d)) / 2).to(dtype)  # sums are exact in any order
+        lengths = torch.randint(0, n + 1, (2, 2))
+        padded = keys.clone()
+        for entry, length in zip(padded.flatten(0, 1), lengths.flatten().tolist(), strict=True):
+            entry[length:] = math.nan
+        for arguments in ((keys,), (padded, lengths)):
+            found, by_kernel = emulated_gram(*arguments, splits=splits)
+            assert by_kernel and torch.equal(found, gram_reference(*arguments))
+
+
+def test_gram_is_in_double_precision(emulated_gram):
+    keys = torch.randn(3, 24, 700) + 100  # in float32 the sum of squares would lose 1e-7 of itself
+    torch.testing.assert_close(emulated_gram(keys)[0], gram_reference(keys), rtol=1e-14, atol=0)
+
+
+def test_gram_keeps_what_is_not_finite_to_its_row(emulated_gram):
+    keys = torch.ones(1, 40, 64)
+    keys[0, 3, 5], keys[0, 20, 6] = math.nan, math.inf
+    torch.testing.assert_close(emulated_gram(keys)[0], gram_reference(keys), rtol=0, atol=0, equal_nan=True)
+
+
+def test_gram_of_keys_that_lie_anywhere(emulated_gram):
+    memory = torch.randn(2 * 9 * 32 + 1)
+    keys = memory[1:].view(2, 9, 32)  # not on a boundary of four entries
+    for x in (keys, keys.transpose(0, 1).contiguous().transpose(0, 1)):
+        found, by_kernel = emulated_gram(x)
+        assert by_kernel
+        torch.testing.assert_close(found, gram_reference(x), rtol=1e-14, atol=1e-14)
+
+
+def test_gram_beyond_its_limits_is_left_to_torch(emulated_gram):
+    for shape, dtype in (((65, 8), torch.float32), ((3, 6), torch.float32), ((3, 8), torch.float64)):
+        keys = torch.randn(2, *shape).to(dtype)
+        found, by_kernel = emulated_gram(keys)
+        assert not by_kernel and torch.equal(found, gram_reference(keys))
+    for empty in ((0, 5, 8), (2, 0, 8), (2, 5, 0)):
+        found, by_kernel = emulated_gram(torch.zeros(empty))
+        assert not by_kernel and found.shape == (*empty[:-1], empty[-2]) and not found.any()
 
 
 @pytest.fixture(scope="module")

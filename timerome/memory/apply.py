@@ -131,7 +131,7 @@ class ByPlace:
         if kept is None or kept[0] is not chosen or kept[1] is not rows.places or kept[2] is not h.dtype:
             kept = self._changes = chosen, rows.places, h.dtype, self._of(chosen, rows.places, h)
         for change in kept[3]:
-            h = h + change * rows.masked.unsqueeze(-1).to(h.device)
+            h = h.addcmul(change, rows.masked.to(h).unsqueeze(-1))
         return h
 
     def _of(self, chosen: Chosen, places: Tensor, h: Tensor) -> list[Tensor]:

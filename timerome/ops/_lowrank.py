@@ -53,6 +53,12 @@ class System(NamedTuple):
     mean: Tensor | None
 
 
+def aligned(tensor: Tensor) -> Tensor:
+    """Contiguous, and on a boundary of 16 bytes."""
+    tensor = tensor.contiguous()
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+
+
 @contextlib.contextmanager
 def full_float32(device_type: str) -> Iterator[None]:
     """Undo autocast and reduced-precision float32 products, which callers switch on for their own layers."""

@@ -12,7 +12,7 @@ from torch.library import Library
 
 from timerome import _backend
 from timerome.ops._arguments import check_writable
-from timerome.ops._lowrank import Edit, check, full_float32, passes_gate, rows_of
+from timerome.ops._lowrank import Edit, aligned, check, full_float32, passes_gate, rows_of
 from timerome.ops.sparsify_add import DTYPES
 
 _NAME = "sparse_lowrank_residual"
@@ -32,16 +32,10 @@ def _few_keys(h: Tensor, edit: Edit) -> ModuleType | None:
     return c if d <= c.lowrank_cuda_max_d(h.get_device(), n, m) else None
 
 
-def _aligned(tensor: Tensor) -> Tensor:
-    """Contiguous, and on a boundary of 16 bytes."""
-    tensor = tensor.contiguous()
-    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
-
-
 def _few_keys_cuda(c: ModuleType, h: Tensor, out: Tensor, edit: Edit) -> Tensor:
     """Write the edited h, which is aligned, to out, which may be h. Returns the hits."""
-    keys, values = (_aligned(t if t.dtype == torch.bfloat16 else t.float()) for t in (edit.keys, edit.values))
-    coef, mean = edit.coef.contiguous(), None if edit.mean is None else _aligned(edit.mean)
+    keys, values = (aligned(t if t.dtype == torch.bfloat16 else t.float()) for t in (edit.keys, edit.values))
+    coef, mean = edit.coef.contiguous(), None if edit.mean is None else aligned(edit.mean)
     mask = None if edit.row_mask is None else edit.row_mask.contiguous()
     (n, m), (length, d), sequences = coef.shape, h.shape[-2:], math.prod(h.shape[:-2])
     rows, device = sequences * length, h.get_device()
@@ -164,7 +158,7 @@ def _gathered(edit: Edit) -> _Gathered:
 def _on_cuda(h: Tensor, edit: Edit, in_place: bool) -> tuple[Tensor, Tensor]:
     c = _few_keys(h, edit)
     if c is not None:
-        x = _aligned(h)
+        x = aligned(h)
         out = torch.empty_like(x) if x is h and not in_place else x
         return out, _few_keys_cuda(c, x, out, edit)
     rows, r, active = _cuda(h, edit)

@@ -11,6 +11,7 @@ from torch.library import Library
 
 from timerome import _backend
 from timerome.ops._arguments import check_optional_tensors, check_tensors
+from timerome.ops._gram import first_rows
 from timerome.ops._lowrank import full_float32
 
 _lib = Library("timerome", "FRAGMENT")
@@ -111,22 +112,13 @@ def ridge_cholesky(
     """
     ridges = _check_arguments(keys, values, ridge, lengths)
     batch, n = keys.shape[:-2], keys.shape[-2]
-    k = keys.double()
-    if lengths is not None:
-        inside = torch.arange(n, device=keys.device) < lengths[..., None]
-        k = torch.where(inside[..., None], k, 0.0)
-    gram = k @ k.mT
+    gram = torch.ops.timerome.gram(keys, lengths)
     scale = torch.ones(batch, dtype=torch.float64, device=keys.device)
     if relative and n:
         count = n if lengths is None else lengths.clamp(min=1)
         scale = gram.diagonal(dim1=-2, dim2=-1).sum(-1) / count
-    rho = ridges.reshape(-1, *[1] * len(batch)) * scale if ridges.dim() else ridges * scale
-    inverse, cholesky, info = torch.ops.timerome.ridge_cholesky(gram, rho, lengths)
-    solution = None
-    if values is not None:
-        d = values if values.dtype == torch.float64 else values.float()
-        with full_float32(keys.device.type):
-            solution = inverse.to(d.dtype) @ (d if lengths is None else torch.where(inside[..., None], d, 0.0))
+    inverse, cholesky, info = torch.ops.timerome.ridge_cholesky(gram, _times(ridges, scale), lengths)
+    solution = None if values is None else _solution(inverse, values, lengths)
     factor = RidgeFactor(inverse, cholesky, scale, info, solution)
     if check and info.any():
         raise _explain(factor, ridge, relative)
@@ -136,7 +128,7 @@ def ridge_cholesky(
 def _check_arguments(
     keys: Tensor, values: Tensor | None, ridge: float | Sequence[float], lengths: Tensor | None
 ) -> Tensor:
-    """Return the ridges, float64, of shape () or (number,)."""
+    """Return the ridges, float64 on the CPU, of shape () or (number,)."""
     check_tensors("ridge_cholesky", keys=keys)
     check_optional_tensors("ridge_cholesky", values=values, lengths=lengths)
     if not keys.is_floating_point():
@@ -175,15 +167,24 @@ def _check_arguments(
                 f"ridge_cholesky: expected lengths from 0 to N = {keys.shape[-2]}, got {int(lengths.min())} to "
                 f"{int(lengths.max())}."
             )
-    return _without_waiting(ridges, keys.device)
+    return ridges
 
 
-def _without_waiting(ridges: Tensor, device: torch.device) -> Tensor:
-    """Few numbers on a device: filled in there, as a copy from the host's pageable memory would wait for it."""
-    if device.type == "cpu":
-        return ridges
-    filled = [torch.full((), x, dtype=ridges.dtype, device=device) for x in ridges.reshape(-1).tolist()]
-    return torch.stack(filled).reshape(ridges.shape) if filled else ridges.to(device)
+def _times(ridges: Tensor, scale: Tensor) -> Tensor:
+    """Each ridge times ``scale``, as numbers of the host: a copy to a GPU would wait for it."""
+    if not ridges.dim():
+        return ridges.item() * scale
+    return torch.stack([x * scale for x in ridges.tolist()]) if len(ridges) else scale.new_empty(0, *scale.shape)
+
+
+def _solution(inverse: Tensor, values: Tensor, lengths: Tensor | None) -> Tensor:
+    """A D for each ridge. The inverses of one entry lie below each other meanwhile: D need not be copied for each."""
+    d = first_rows(values if values.dtype == torch.float64 else values.float(), lengths)
+    a = inverse.to(d.dtype)
+    with full_float32(d.device.type):
+        if a.dim() == d.dim():
+            return a @ d
+        return (a.movedim(0, -3).flatten(-3, -2) @ d).unflatten(-2, (len(a), d.shape[-2])).movedim(-3, 0)
 
 
 def ridge_cholesky_reference(

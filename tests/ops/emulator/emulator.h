@@ -269,6 +269,19 @@ inline void mma(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2])
   });
 }
 
+// The same in double precision, under mma.m8n8k4.
+inline void mma(double (&sum)[2], double a, double b) {
+  struct Operands {
+    double a, b;
+  };
+  const int row = emulator::current % 32 / 4, column = 2 * (emulator::current % 4);
+  emulator::exchange(Operands{a, b}, [&](const Operands* of) {
+    for (int i = 0; i < 2; i++)
+      for (int k = 0; k < 4; k++) sum[i] += of[4 * row + k].a * of[4 * (column + i) + k].b;
+    return 0;
+  });
+}
+
 }  // namespace timerome
 
 template <class T>

@@ -25,6 +25,7 @@ from timerome.ops import (
     sparsify_add_,
     sparsify_add_reference,
 )
+from timerome.ops._gram import gram_reference
 
 Tensors = dict[str, Tensor]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -89,7 +90,7 @@ class Case:
 
 def cases(ours_only: bool = False) -> Iterator[Case]:
     """All cases; ``ours_only``: those for a tool that would also find what is not ours."""
-    for case in (*_sparsify_add(), *_residual(), *_edit_sets(), *_ridge()):
+    for case in (*_sparsify_add(), *_residual(), *_edit_sets(), *_gram(), *_ridge()):
         if case.ours or not ours_only:
             yield case
 
@@ -210,6 +211,25 @@ def _edit_sets() -> Iterator[Case]:
         }  # fmt: skip
         options = {"alpha": 0.5, "sparsity": 0.5, "max_keys": sets.segments.max_keys}
         yield _residual_case(f"edit sets {dtype}", inputs, options)
+
+
+def _gram() -> Iterator[Case]:
+    # One block an entry, and columns shared out to several, with a last step that is not whole.
+    for batch, n, d in ((3, 5, 4), (300, 40, 256), (2, 16, 4100), (3, 64, 1024)):
+        for dtype in DTYPES:
+            generator = torch.Generator().manual_seed(4)
+            keys = _halves(generator, batch, n, d).to(dtype)
+            lengths = torch.randint(0, n + 1, (batch,), generator=generator)
+            lengths[0] = n
+            keys[1, lengths[1] :] = math.nan  # padding may hold anything
+
+            def call(x: Tensors) -> tuple[Tensor, ...]:
+                return (torch.ops.timerome.gram(x["keys"], x["lengths"]),)
+
+            inputs, wanted = {"keys": keys, "lengths": lengths}, (gram_reference(keys, lengths),)
+            flips, shared_out = {"keys": 0, "lengths": 0}, batch < 300 and d > 1000  # then PyTorch sums the parts
+            name = f"gram {batch} of {n} keys {dtype}"
+            yield Case(name, inputs, call, wanted, flips, (0,), ours=not shared_out)
 
 
 def _ridge() -> Iterator[Case]:

@@ -106,6 +106,8 @@ def test_opcheck(batch, device):
     k = torch.randn(*batch, 4, 6, dtype=torch.float64, device=device)
     arguments = (k @ k.mT, torch.ones(batch, dtype=torch.float64, device=device), None)
     torch.library.opcheck(torch.ops.timerome.ridge_cholesky.default, arguments)
+    for lengths in (None, torch.full(batch, 2, device=device)):
+        torch.library.opcheck(torch.ops.timerome.gram.default, (k.float(), lengths))
 
 
 def test_compiles_without_graph_break(device):

@@ -40,6 +40,7 @@ class Case:
         error: how wrong a result is, 0 for perfect; called on the result of each rival before timing.
         allowed: the largest error with which a rival is timed.
         nbytes, operations: what the work needs at least, each input read once and each output written once.
+        least: rounds of timing at least, whatever they take; more where a small difference matters.
     """
 
     rivals: dict[str, Rival]
@@ -47,6 +48,7 @@ class Case:
     allowed: float
     nbytes: float
     operations: float
+    least: int = 5
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ def rows_of(sizes: dict[str, Any], case: Case, setup: Setup, ceilings: Ceilings,
         else:
             refused[name] = f"wrong by {errors[name]:.2g}"
     parts = {name: rival.parts for name, rival in case.rivals.items() if name in fit and rival.parts is not None}
-    timed = race_in_parts(parts, setup.device, budget=budget) if parts else race(fit, setup.device, budget=budget)
+    rounds: dict[str, Any] = {"budget": budget, "least": case.least}
+    timed = race_in_parts(parts, setup.device, **rounds) if parts else race(fit, setup.device, **rounds)
     stock = [name for name in timed if case.rivals[name].torch]
     best = min(stock, key=lambda name: timed[name].median) if stock else None
     floor = ceilings.floor(case.nbytes, case.operations)

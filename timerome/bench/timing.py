@@ -159,7 +159,7 @@ def _events(device: torch.device) -> Callable[[Call, int], float]:
     other = torch.zeros(64 << 20, device=device)
     # The host enqueues a call while the device still idles, as in a model's forward, where it is far ahead: else the
     # clock would show how long Python takes.
-    ahead = 1_000_000  # cycles, about half a millisecond
+    ahead = 4_000_000  # cycles, about two milliseconds: more than a call of any op takes the host after an idle spell
 
     def clock(call: Call, repeats: int) -> float:
         total = 0.0

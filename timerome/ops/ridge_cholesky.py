@@ -113,10 +113,10 @@ def ridge_cholesky(
     ridges = _check_arguments(keys, values, ridge, lengths)
     batch, n = keys.shape[:-2], keys.shape[-2]
     gram = torch.ops.timerome.gram(keys, lengths)
-    scale = torch.ones(batch, dtype=torch.float64, device=keys.device)
     if relative and n:
-        count = n if lengths is None else lengths.clamp(min=1)
-        scale = gram.diagonal(dim1=-2, dim2=-1).sum(-1) / count
+        scale = gram.diagonal(dim1=-2, dim2=-1).sum(-1) / (n if lengths is None else lengths.clamp(min=1))
+    else:
+        scale = torch.ones(batch, dtype=torch.float64, device=keys.device)
     inverse, cholesky, info = torch.ops.timerome.ridge_cholesky(gram, _times(ridges, scale), lengths)
     solution = None if values is None else _solution(inverse, values, lengths)
     factor = RidgeFactor(inverse, cholesky, scale, info, solution)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +18,7 @@ import torch
 from timerome import bench
 from timerome.bench import lowrank, solvers
 from timerome.bench.cases import Case, Rival, Setup, rows_of
-from timerome.bench.timing import Ceilings, Parts, Timing, peak_bytes, race, race_in_parts
+from timerome.bench.timing import Ceilings, Parts, Timing, _events, peak_bytes, race, race_in_parts
 from timerome.cli import main
 from timerome.ops import sparse_lowrank_residual
 
@@ -55,6 +58,46 @@ def test_long_work_takes_turns_part_by_part_and_what_is_around_a_part_is_gone_be
             at = a_round.index(f"a{i}")
             assert (a_round[at - 1], a_round[at + 1]) == ("begin", "end")
             assert abs(a_round.index(f"b{i}") - at) == 2
+
+
+class Device:
+    """A GPU of a kind: sleeps last so many cycles of a gigahertz, and the host takes ``host`` milliseconds a call."""
+
+    def __init__(self, host: float) -> None:
+        self.host, self.now, self.free, self.slept = host, 0.0, 0.0, list[int]()
+
+    def sleep(self, cycles: int) -> None:
+        self.slept.append(cycles)
+        self.free = max(self.free, self.now) + cycles / 1e6
+
+    def call(self) -> None:
+        """Enqueue work of a millisecond."""
+        self.now += self.host
+        self.free = max(self.free, self.now) + 1.0
+
+    def event(self, enable_timing: bool) -> Any:
+        def record() -> None:
+            found.at = max(self.free, self.now)
+
+        def synchronize() -> None:
+            self.now = max(self.now, self.free)
+
+        found = SimpleNamespace(record=record, synchronize=synchronize, at=0.0)
+        found.query = lambda: found.at <= self.now
+        found.elapsed_time = lambda end: end.at - found.at
+        return found
+
+
+@pytest.mark.parametrize(("host", "ahead"), [(0.3, 1), (1.8, 2), (3.5, 4), (50.0, 4)])
+def test_host_is_ahead_of_a_gpu_as_far_as_it_takes(host: float, ahead: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(host)
+    monkeypatch.setattr(torch.cuda, "Event", device.event)
+    monkeypatch.setattr(torch.cuda, "_sleep", device.sleep)
+    clock = _events(torch.device("cpu"))
+    times = [clock(device.call, 1) for _ in range(6)]
+    assert device.slept[-1] == ahead * 1_000_000
+    if host < 4:  # the call's own time, not the host's
+        assert times[-1] == pytest.approx(1e-3)
 
 
 def test_ratio_is_taken_within_rounds() -> None:
@@ -98,6 +141,12 @@ def test_wrong_or_failing_rivals_are_named_and_not_timed() -> None:
     assert right["speedup"] == 1.0
     assert "median_s" not in wrong and wrong["why_not"] == "wrong by 1"
     assert "median_s" not in failing and failing["why_not"] == "RuntimeError: no compiler"
+
+
+def test_a_case_may_ask_for_more_rounds_than_its_budget_has() -> None:
+    case = dataclasses.replace(case_of(timerome=Rival(lambda: 1.0)), least=9)
+    (row,) = rows_of({}, case, SETUP, CEILINGS, 0.0)
+    assert row["rounds"] == 9
 
 
 def test_ours_may_not_be_wrong() -> None:

@@ -191,7 +191,8 @@ def test_goals_are_read_off_the_tables(tmp_path):
     solver = {"B": 256, "N": 40, "d": 1024, "ridges": 1}
     table(tmp_path, "ridge_cholesky", {**solver, "rival": "timerome", "median_s": 1e-3, "speedup": 2.9})
     step = {"model": "LLaDA-8B", "tokens": 512, "what": 40}
-    table(tmp_path, "step", {**step, "rival": "timerome", "median_s": 0.1005},
+    # The medians alone would say 3 %.
+    table(tmp_path, "step", {**step, "rival": "timerome", "median_s": 0.103, "speedup": 0.995},
           {**step, "rival": "no memory", "median_s": 0.1})  # fmt: skip
     assert goals.goals(tmp_path, "cuda") == [
         "edit, T 2048, N 40, times eager PyTorch: 15.00 (goal: at least 7, met)",

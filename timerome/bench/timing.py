@@ -159,9 +159,10 @@ def _events(device: torch.device) -> Callable[[Call, int], float]:
     other = torch.zeros(64 << 20, device=device)
     # The host enqueues a call while the device still idles, as in a model's forward, where it is far ahead: else the
     # clock would show how long Python takes.
-    ahead = 4_000_000  # cycles, about two milliseconds: more than a call of any op takes the host after an idle spell
+    ahead = 1_000_000  # cycles, about half a millisecond
 
     def clock(call: Call, repeats: int) -> float:
+        nonlocal ahead
         total = 0.0
         for _ in range(repeats):
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -170,6 +171,8 @@ def _events(device: torch.device) -> Callable[[Call, int], float]:
             begin.record()
             call()
             end.record()
+            if begin.query():  # the device was waiting for the host, or the host for the device, which more cannot help
+                ahead = min(2 * ahead, 4_000_000)
             end.synchronize()
             total += begin.elapsed_time(end) / 1e3
         return total / repeats

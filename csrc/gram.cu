@@ -12,7 +12,7 @@ template <class T>
 cudaError_t launch(const void* keys, const int64_t* lengths, double* gram, int64_t batch, int64_t n, int64_t d,
                    int64_t splits, void* stream) {
   const unsigned grid = unsigned(std::min<int64_t>(splits * batch, 0x7fffffff));
-  return with_gram_groups(n, [=](auto groups) {
+  return for_gram_groups(n, [=](auto groups) {
     gram_kernel<T, decltype(groups)::value><<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
         static_cast<const T*>(keys), lengths, gram, batch, int(n), int(d), int(splits));
     return cudaGetLastError();

@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kThreads, kGroups > 5 ? 1 : 2)
 
 // Calls what takes the kGroups for n keys, at most 64, as an integral_constant.
 template <class F>
-auto with_gram_groups(int64_t n, F call) {
+auto for_gram_groups(int64_t n, F call) {
   if (n <= 16) return call(std::integral_constant<int, 2>());
   if (n <= 40) return call(std::integral_constant<int, 5>());
   return call(std::integral_constant<int, 8>());

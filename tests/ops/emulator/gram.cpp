@@ -8,7 +8,7 @@
 template <class T>
 static void run(const void* keys, const int64_t* lengths, double* gram, int64_t batch, int64_t n, int64_t d,
                 int64_t splits, int blocks) {
-  timerome::with_gram_groups(n, [=](auto groups) {
+  timerome::for_gram_groups(n, [=](auto groups) {
     emulator::launch(blocks, timerome::kThreads, 0, [=] {
       timerome::gram_kernel<T, decltype(groups)::value>(static_cast<const T*>(keys), lengths, gram, batch, int(n),
                                                         int(d), int(splits));

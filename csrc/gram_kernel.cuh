@@ -30,17 +30,16 @@ __global__ void __launch_bounds__(kThreads, kGroups > 5 ? 1 : 2)
   for (int64_t item = blockIdx.x; item < splits * batch; item += gridDim.x) {
     const int64_t split = item / batch, system = item % batch;
     const int64_t length = lengths ? lengths[system] : n;
-    const T* const first_row = keys + (system * n + lane / 4) * d + 4 * (lane & 3);
+    const T* const first_row = keys + (system * n + lane / 4) * d;
     const int last = int((split + 1) * steps / splits);
 
     Quad<T> coming[kGroups] = {};
     const auto load = [&](int step) {
 #pragma unroll
       for (int group = 0; group < kGroups; group++)
-        coming[group] =
-            8 * group + lane / 4 < length && step * kGramColumns + 4 * (lane & 3) < d
-                ? *reinterpret_cast<const Quad<T>*>(first_row + int64_t(8 * group) * d + step * kGramColumns)
-                : Quad<T>{};
+        coming[group] = 8 * group + lane / 4 < length ? load_quad<true>(first_row + int64_t(8 * group) * d,
+                                                                        step * kGramColumns + 4 * (lane & 3), d)
+                                                      : Quad<T>{};
     };
     double sum[kTiles][2] = {};
     int step = int(split * steps / splits) + warp;

@@ -171,8 +171,8 @@ def emulated_gram(emulator):
         calls = []
 
         def gram_cuda(*arguments):
-            kinds = addresses(arguments[:3]), sizes(arguments[3:7]), arguments[7]
-            assert function(*kinds[0], *kinds[1], kinds[2], 3) == 0, "threads waited at different barriers"
+            error = function(*addresses(arguments[:3]), *sizes(arguments[3:7]), arguments[7], 3)
+            assert error == 0, "threads waited at different barriers"
             calls.append(arguments)
 
         with extension(gram_cuda_max_n=64, gram_cuda_splits=lambda *of: splits, gram_cuda=gram_cuda):

@@ -14,9 +14,10 @@
 #include "kernels.h"
 #include "rows_cpu.h"
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
-#define TIMEROME_VECTORS
+#ifdef TIMEROME_X86
+#include <unistd.h>
 #endif
+
 #define TIMEROME_INLINE inline __attribute__((always_inline))
 
 namespace timerome {
@@ -27,7 +28,7 @@ constexpr int kRows = 8;          // rows that are worked on together, at most; 
 constexpr int64_t kMost = 64;     // keys, and values, at most: timerome/ops/_lowrank.py sees to it
 constexpr int64_t kSlice = 1024;  // columns of a slice of the scores: eight rows of it fit the first cache
 
-#ifdef TIMEROME_VECTORS
+#ifdef TIMEROME_X86
 
 template <int kWidth>
 struct Vector {
@@ -38,6 +39,10 @@ TIMEROME_INLINE typename Vector<kWidth>::Type load(const float* p) {
   typename Vector<kWidth>::Type v;
   std::memcpy(&v, p, sizeof v);
   return v;
+}
+template <int kWidth>
+TIMEROME_INLINE void store(float* p, const typename Vector<kWidth>::Type& v) {
+  std::memcpy(p, &v, sizeof v);
 }
 template <int kWidth>
 TIMEROME_INLINE float total(const float* p) {
@@ -58,7 +63,8 @@ TIMEROME_INLINE void score_keys(const float* x, int64_t ld, const float* keys, f
                                 int64_t to) {
   using V = typename Vector<kWidth>::Type;
   V part[kKeys][kGroup];
-  std::memcpy(part, sums, sizeof part);
+  for (int p = 0; p < kKeys; p++)
+    for (int r = 0; r < kGroup; r++) part[p][r] = load<kWidth>(sums + (p * kGroup + r) * kWidth);
   for (int64_t i = from; i < to; i += kWidth) {
     V key[kKeys];
     for (int p = 0; p < kKeys; p++) key[p] = load<kWidth>(keys + p * d + i);
@@ -69,7 +75,8 @@ TIMEROME_INLINE void score_keys(const float* x, int64_t ld, const float* keys, f
       for (int p = 0; p < kKeys; p++) part[p][r] += v * key[p];
     }
   }
-  std::memcpy(sums, part, sizeof part);
+  for (int p = 0; p < kKeys; p++)
+    for (int r = 0; r < kGroup; r++) store<kWidth>(sums + (p * kGroup + r) * kWidth, part[p][r]);
 }
 
 // scores[r][j] = x[r] . keys[j]. `sums` holds kWidth partial sums for each of them, which are added up at the end.
@@ -111,80 +118,133 @@ TIMEROME_INLINE void add_at(const Sums& to, int row, int64_t i, const V& residua
   std::memcpy(to.out[row] + i, &x, sizeof x);
 }
 
-// residual[r] = sum over m of c[r][m] values[m], or what becomes of it. Rows of c are `ldc` apart.
-template <int kWidth, int kGroup, bool kAdd>
-TIMEROME_INLINE void expand_block(const float* c, int64_t ldc, const float* values, float* residual, int64_t ld,
-                                  int rows, int64_t d, int64_t m, const Sums* to) {
-  using V = typename Vector<kWidth>::Type;
-  constexpr int64_t step = 2 * kWidth;
-  const int64_t whole = d / step * step;
-  for (int64_t i = 0; i < whole; i += step) {
-    const float* from = values + i;
-    int64_t pitch = d;
-    float near[kGroup < kRows ? kMost * step : 1];
-    if constexpr (kGroup < kRows) {  // powers of two apart, they push each other out of the cache before all used them
-      for (int64_t j = 0; j < m; j++) std::memcpy(near + j * step, from + j * d, step * sizeof(float));
-      from = near;
-      pitch = step;
-    }
-    for (int first = 0; first < rows; first += kGroup) {
-      const float* row = c + first * ldc;
-      V sum[kGroup][2];
-#pragma GCC unroll 8
-      for (int r = 0; r < kGroup; r++) sum[r][0] = sum[r][1] = V{};
-      for (int64_t j = 0; j < m; j++) {
-        const V a = load<kWidth>(from + j * pitch), b = load<kWidth>(from + j * pitch + kWidth);
-#pragma GCC unroll 8
-        for (int r = 0; r < kGroup; r++) {
-          sum[r][0] += row[r * ldc + j] * a;
-          sum[r][1] += row[r * ldc + j] * b;
-        }
-      }
-#pragma GCC unroll 8
-      for (int r = 0; r < kGroup; r++) {
-        if constexpr (!kAdd)
-          std::memcpy(residual + (first + r) * ld + i, sum[r], sizeof sum[r]);
-        else if (to->out[first + r])
-          add_at(*to, first + r, i, sum[r][0]), add_at(*to, first + r, i + kWidth, sum[r][1]);
-      }
-    }
+// Asks for kStep columns of a row, which are needed once all rows are through with the columns before: so many rows at
+// a time no processor follows by itself.
+template <int64_t kStep>
+TIMEROME_INLINE void fetch_ahead(const Sums& to, int row, int64_t i) {
+  if (!to.out[row]) return;
+  for (int64_t k = i; k < i + kStep; k += 16) {
+    __builtin_prefetch(to.h[row] + k, 0, 2);
+    __builtin_prefetch(to.out[row] + k, 1, 2);
   }
-  for (int r = 0; r < rows; r++)
-    for (int64_t i = whole; i < d; i++) {
-      float sum = 0;
-      for (int64_t j = 0; j < m; j++) sum += c[r * ldc + j] * values[j * d + i];
+}
+
+// One tile: the kVectors vectors from column i on of kGroup rows, of whose coefficients `c` holds the first's. `values`
+// are those of the tile's columns, `pitch` apart.
+template <int kWidth, int kGroup, int kVectors, bool kAdd>
+TIMEROME_INLINE void expand_tile(const float* c, int64_t ldc, const float* values, int64_t pitch, float* residual,
+                                 int64_t ld, int first, int64_t i, int64_t m, const Sums* to) {
+  using V = typename Vector<kWidth>::Type;
+  V sum[kGroup][kVectors];
+#pragma GCC unroll 8
+  for (int r = 0; r < kGroup; r++)
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; v++) sum[r][v] = V{};
+  for (int64_t j = 0; j < m; j++) {
+    V value[kVectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; v++) value[v] = load<kWidth>(values + j * pitch + v * kWidth);
+#pragma GCC unroll 8
+    for (int r = 0; r < kGroup; r++)
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; v++) sum[r][v] += c[r * ldc + j] * value[v];
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kGroup; r++)
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; v++) {
       if constexpr (!kAdd)
-        residual[r * ld + i] = sum;
-      else if (to->out[r])
-        add_at(*to, r, i, sum);
+        store<kWidth>(residual + (first + r) * ld + i + v * kWidth, sum[r][v]);
+      else if (to->out[first + r])
+        add_at(*to, first + r, i + v * kWidth, sum[r][v]);
     }
 }
 
-// The same for each instruction set. Multiply-add in one rounding where the processor has it, as in a BLAS product.
+// kTiles tiles side by side, of all rows.
+template <int kWidth, int kGroup, int kVectors, int kTiles, bool kAdd>
+TIMEROME_INLINE void expand_columns(const float* c, int64_t ldc, const float* values, float* residual, int64_t ld,
+                                    int rows, int64_t i, int64_t d, int64_t m, const Sums* to) {
+  constexpr int64_t tile = kVectors * kWidth, step = kTiles * tile;
+  const float* from = values + i;
+  int64_t pitch = d;
+  alignas(64) float near[kTiles > 1 ? kMost * step : 16];
+  if constexpr (kTiles > 1) {  // powers of two apart, values push each other out of the cache before all rows used them
+    for (int64_t j = 0; j < m; j++)
+#pragma GCC unroll 8
+      for (int64_t k = 0; k < step; k += kWidth) store<kWidth>(near + j * step + k, load<kWidth>(from + j * d + k));
+    from = near;
+    pitch = step;
+  }
+  for (int first = 0; first < rows; first += kGroup) {
+    if constexpr (kAdd)
+      for (int r = first; r < first + kGroup; r++) fetch_ahead<step>(*to, r, i + step);
+    for (int64_t k = 0; k < step; k += tile)
+      expand_tile<kWidth, kGroup, kVectors, kAdd>(c + first * ldc, ldc, from + k, pitch, residual, ld, first, i + k, m,
+                                                  to);
+  }
+}
+
+// residual[r] = sum over m of c[r][m] values[m], or what becomes of it. Rows of c are `ldc` apart.
+template <int kWidth, int kGroup, int kVectors, int kTiles, bool kAdd>
+TIMEROME_INLINE void expand_block(const float* c, int64_t ldc, const float* values, float* residual, int64_t ld,
+                                  int rows, int64_t d, int64_t m, const Sums* to) {
+  constexpr int64_t step = kTiles * kVectors * kWidth, small = 2 * kWidth;
+  int64_t i = 0;
+  for (; i + step <= d; i += step)
+    expand_columns<kWidth, kGroup, kVectors, kTiles, kAdd>(c, ldc, values, residual, ld, rows, i, d, m, to);
+  if constexpr (small < step)
+    for (; i + small <= d; i += small)
+      expand_columns<kWidth, kGroup, 2, 1, kAdd>(c, ldc, values, residual, ld, rows, i, d, m, to);
+  for (int r = 0; r < rows; r++)
+    for (int64_t k = i; k < d; k++) {
+      float sum = 0;
+      for (int64_t j = 0; j < m; j++) sum += c[r * ldc + j] * values[j * d + k];
+      if constexpr (!kAdd)
+        residual[r * ld + k] = sum;
+      else if (to->out[r])
+        add_at(*to, r, k, sum);
+    }
+}
+
+// The same for each instruction set: the width of its vectors; rows and keys that are scored together; rows and vectors
+// of a tile, and tiles side by side. Multiply-add in one rounding where the processor has it, as in a BLAS product.
 #define TIMEROME_TARGET(isa) __attribute__((target("arch=" isa), optimize("fp-contract=fast")))
-#define TIMEROME_ALL(isa, name, width, group)                                                                          \
-  TIMEROME_TARGET(isa)                                                                                                 \
-  void score_##name(const float* x, int64_t ld, int r, const float* k, float* t, float* s, int64_t d, int64_t n) {     \
-    score_block<width, group, 3>(x, ld, r, k, t, s, d, n);                                                             \
-  }                                                                                                                    \
+#define TIMEROME_SCORE(isa, name, width, group, keys)                                                              \
+  TIMEROME_TARGET(isa)                                                                                             \
+  void score_##name(const float* x, int64_t ld, int r, const float* k, float* t, float* s, int64_t d, int64_t n) { \
+    score_block<width, group, keys>(x, ld, r, k, t, s, d, n);                                                      \
+  }
+#define TIMEROME_EXPAND(isa, name, width, group, vectors, tiles)                                                       \
   TIMEROME_TARGET(isa)                                                                                                 \
   void expand_##name(const float* c, int64_t ldc, const float* v, float* r, int64_t ld, int n, int64_t d, int64_t m) { \
-    expand_block<width, group, false>(c, ldc, v, r, ld, n, d, m, nullptr);                                             \
+    expand_block<width, group, vectors, tiles, false>(c, ldc, v, r, ld, n, d, m, nullptr);                             \
   }                                                                                                                    \
   TIMEROME_TARGET(isa)                                                                                                 \
   void expand_into_##name(const float* c, int64_t ldc, const float* v, const Sums& to, int n, int64_t d, int64_t m) {  \
-    expand_block<width, group, true>(c, ldc, v, nullptr, 0, n, d, m, &to);                                             \
+    expand_block<width, group, vectors, tiles, true>(c, ldc, v, nullptr, 0, n, d, m, &to);                             \
   }
-TIMEROME_ALL("x86-64-v4", v4, 16, 8)  // with 32 registers of vectors
-TIMEROME_ALL("x86-64-v3", v3, 8, 4)   // with 16
+// With 16 registers of vectors.
+TIMEROME_SCORE("x86-64-v3", v3, 8, 4, 3)
+TIMEROME_EXPAND("x86-64-v3", v3, 8, 4, 3, 2)
+
+#ifdef TIMEROME_AVX512
+// With 32. Eight rows a power of two apart, and three keys, push each other out of a cache of eight ways.
+TIMEROME_SCORE("x86-64-v4", v4_narrow, 16, 4, 4)
+TIMEROME_SCORE("x86-64-v4", v4, 16, 8, 3)
+TIMEROME_EXPAND("x86-64-v4", v4, 16, 4, 6, 1)
 
 const bool is_v4 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                    __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                    __builtin_cpu_supports("avx512cd");
-const bool is_v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-const auto score = is_v4 ? score_v4 : score_v3;
+const auto score = !is_v4 ? score_v3 : sysconf(_SC_LEVEL1_DCACHE_ASSOC) < 12 ? score_v4_narrow : score_v4;
 const auto expand = is_v4 ? expand_v4 : expand_v3;
 const auto expand_into = is_v4 ? expand_into_v4 : expand_into_v3;
+#else
+const auto score = score_v3;
+const auto expand = expand_v3;
+const auto expand_into = expand_into_v3;
+#endif
+const bool is_v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 
 TIMEROME_CLONES float norm(const float* x, int64_t d) {
   float part[64] = {};
@@ -266,8 +326,7 @@ unsigned edit_block(const LowrankCpu& a, const int64_t* place, int rows, const f
   }
   expand(s.c, columns, a.values, s.x, s.ld, full, a.d, a.m);
   for (int r = 0; r < rows; r++)
-    if (edited >> r & 1)
-      sparsify_add_row_cpu(row(a.h, r), s.x + r * s.ld, out(r), a.d, a.k, a.alpha, a.dtype, s.some);
+    if (edited >> r & 1) sparsify_add_row_cpu(row(a.h, r), s.x + r * s.ld, out(r), a.d, a.k, a.alpha, a.dtype, s.some);
   return edited;
 }
 
@@ -276,11 +335,11 @@ int threads_for(int64_t rows, int64_t d, int64_t products, int most) {
   return int(std::max<int64_t>(1, std::min<int64_t>(most, rows * d * (products + 8) / (1 << 20))));
 }
 
-#endif  // TIMEROME_VECTORS
+#endif  // TIMEROME_X86
 
 }  // namespace
 
-#ifdef TIMEROME_VECTORS
+#ifdef TIMEROME_X86
 
 bool lowrank_cpu_supported() { return is_v3; }
 
@@ -350,8 +409,8 @@ void expand_add_cpu(const ExpandAddCpu& a) {
       expand(c, a.m, a.values, s.x, s.ld, full, a.d, a.m);
       for (int r = 0; r < rows; r++) {
         const int64_t at = (a.index ? a.index[start + r] : a.first + start + r) * bytes;
-        sparsify_add_row_cpu(static_cast<const char*>(a.h) + at, s.x + r * s.ld, static_cast<char*>(a.out) + at,
-                             a.d, a.k, a.alpha, a.dtype, s.some);
+        sparsify_add_row_cpu(static_cast<const char*>(a.h) + at, s.x + r * s.ld, static_cast<char*>(a.out) + at, a.d,
+                             a.k, a.alpha, a.dtype, s.some);
       }
     }
   }

@@ -64,27 +64,28 @@ struct Float16 {
   }
 };
 
-// Adds where the magnitude reaches the threshold. Entries that are not kept are copied bit for bit.
+// Adds where the magnitude is above `bound`. Entries that are not kept are copied bit for bit.
 template <class T>
-TIMEROME_INLINE void add_at_least(const typename T::Storage* h, const float* r, typename T::Storage* out, int64_t n,
-                                  uint32_t threshold, float alpha) {
+TIMEROME_INLINE void add_above(const typename T::Storage* h, const float* r, typename T::Storage* out, int64_t n,
+                               int32_t bound, float alpha) {
 #pragma GCC ivdep  // out may be h or r, but then in the same places
   for (int64_t i = 0; i < n; i++) {
     const typename T::Storage sum = T::store(T::load(h[i]) + alpha * r[i]);
-    out[i] = magnitude(r[i]) >= threshold ? sum : h[i];
+    out[i] = int32_t(magnitude(r[i])) > bound ? sum : h[i];  // signed, as in count_at_least
   }
 }
 // Plain functions, because target_clones cannot be put on a template.
-TIMEROME_CLONES void add_row(Float32, const float* h, const float* r, float* out, int64_t n, uint32_t at, float alpha) {
-  add_at_least<Float32>(h, r, out, n, at, alpha);
-}
-TIMEROME_CLONES void add_row(Float16, const uint16_t* h, const float* r, uint16_t* out, int64_t n, uint32_t at,
+TIMEROME_CLONES void add_row(Float32, const float* h, const float* r, float* out, int64_t n, int32_t bound,
                              float alpha) {
-  add_at_least<Float16>(h, r, out, n, at, alpha);
+  add_above<Float32>(h, r, out, n, bound, alpha);
 }
-TIMEROME_CLONES void add_row(BFloat16, const uint16_t* h, const float* r, uint16_t* out, int64_t n, uint32_t at,
+TIMEROME_CLONES void add_row(Float16, const uint16_t* h, const float* r, uint16_t* out, int64_t n, int32_t bound,
                              float alpha) {
-  add_at_least<BFloat16>(h, r, out, n, at, alpha);
+  add_above<Float16>(h, r, out, n, bound, alpha);
+}
+TIMEROME_CLONES void add_row(BFloat16, const uint16_t* h, const float* r, uint16_t* out, int64_t n, int32_t bound,
+                             float alpha) {
+  add_above<BFloat16>(h, r, out, n, bound, alpha);
 }
 
 // What a row keeps: magnitudes >= threshold before index `cut`, > threshold from there on.
@@ -137,10 +138,55 @@ __attribute__((target("avx512f"))) int64_t pick_between_avx512(const float* r, i
   *above = larger + rest;
   return picked;
 }
-const auto pick = __builtin_cpu_supports("avx512f") ? pick_between_avx512 : pick_between;
-#else
-const auto pick = pick_between;
 #endif
+
+#ifdef TIMEROME_X86
+// For each mask of eight bits, the places of those that are set, in order.
+struct Places {
+  uint8_t of[256][8] = {};
+  constexpr Places() {
+    for (int mask = 0; mask < 256; mask++)
+      for (int bit = 0, next = 0; bit < 8; bit++)
+        if (mask >> bit & 1) of[mask][next++] = uint8_t(bit);
+  }
+};
+constexpr Places places;
+
+__attribute__((target("avx2,popcnt"))) int64_t pick_between_avx2(const float* r, int64_t n, uint32_t low, uint32_t high,
+                                                                 float* out, int64_t* above) {
+  // As signed numbers, which is what there are comparisons of: high may be 2^31, high - 1 is less.
+  const __m256i no_sign = _mm256_set1_epi32(0x7fffffff), below_low = _mm256_set1_epi32(int(low) - 1),
+                below_high = _mm256_set1_epi32(int(high - 1));
+  int64_t picked = 0, larger = 0, i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(r + i));
+    const __m256i m = _mm256_and_si256(bits, no_sign);
+    const int from_low = _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(m, below_low)));
+    const int from_high = _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(m, below_high)));
+    const int inside = from_low & ~from_high;
+    const __m256i order = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(places.of[inside])));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + picked), _mm256_permutevar8x32_epi32(bits, order));
+    picked += __builtin_popcount(unsigned(inside));
+    larger += __builtin_popcount(unsigned(from_high));
+  }
+  int64_t rest = 0;
+  picked += pick_between(r + i, n - i, low, high, out + picked, &rest);
+  *above = larger + rest;
+  return picked;
+}
+#endif
+
+using Pick = int64_t (*)(const float*, int64_t, uint32_t, uint32_t, float*, int64_t*);
+Pick best_pick() {
+#ifdef TIMEROME_AVX512
+  if (__builtin_cpu_supports("avx512f")) return pick_between_avx512;
+#endif
+#ifdef TIMEROME_X86
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt")) return pick_between_avx2;
+#endif
+  return pick_between;
+}
+const Pick pick = best_pick();
 
 // Where the k-th largest of some magnitudes lies, low <= it < high, and how many of them reach low, and high.
 struct Bracket {
@@ -256,8 +302,8 @@ void sparsify_add_row(const void* h_, const float* r, void* out_, int64_t d, int
   const auto* h = static_cast<const typename T::Storage*>(h_);
   auto* out = static_cast<typename T::Storage*>(out_);
   const Selection keep = k >= d ? Selection{0, d} : select(r, d, k, some);
-  add_row(T(), h, r, out, keep.cut, keep.threshold, alpha);
-  add_row(T(), h + keep.cut, r + keep.cut, out + keep.cut, d - keep.cut, keep.threshold + 1, alpha);
+  add_row(T(), h, r, out, keep.cut, int32_t(keep.threshold) - 1, alpha);
+  add_row(T(), h + keep.cut, r + keep.cut, out + keep.cut, d - keep.cut, int32_t(keep.threshold), alpha);
 }
 
 template <class T>

@@ -4,14 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT, load_setup
+from tests.helpers import ROOT
+from tests.ops.other_build import build
 
-FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-fopenmp", "-ffp-contract=off", "-Wno-psabi"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-O1", "-g"]
 
 # All that reaches the compiled code, but for what tests torch.compile and dispatch; several threads, odd addresses,
@@ -53,23 +52,7 @@ def preload():
 @pytest.fixture(scope="module")
 def extension(preload, tmp_path_factory):
     """timerome._C for the CPU, its kernels instrumented. The bindings are not: they only pass addresses on."""
-    import pybind11
-
-    folder = tmp_path_factory.mktemp("sanitized")
-    macros = ("TIMEROME_BUILT_FOR", "TIMEROME_CUDA_ARCHS", "TIMEROME_CUDA_WHY_NOT")
-    (folder / "build_info.h").write_text("".join(f'#define {macro} "sanitizers"\n' for macro in macros))
-    folders = (ROOT / "csrc", folder, sysconfig.get_paths()["include"], pybind11.get_include())
-    include = [f"-I{path}" for path in folders]
-    objects, compilers = [], []
-    for source in load_setup().CPP_SOURCES:
-        objects.append(str(folder / (Path(source).name + ".o")))
-        how = ["-O0"] if source.endswith("bindings.cpp") else SANITIZE
-        command = ["g++", *FLAGS, *how, *include, "-c", str(ROOT / source), "-o", objects[-1]]
-        compilers.append(subprocess.Popen(command))
-    assert [compiler.wait() for compiler in compilers] == [0] * len(compilers)
-    module = folder / "_C.so"
-    subprocess.run(["g++", "-shared", "-fopenmp", *SANITIZE, *objects, "-o", str(module)], check=True)
-    return module
+    return build(tmp_path_factory.mktemp("sanitized"), SANITIZE, SANITIZE)
 
 
 def run(arguments, preload):
@@ -89,7 +72,7 @@ def run(arguments, preload):
 @pytest.mark.slow
 def test_tests_of_the_ops_run_clean(extension, preload):
     pytest_options = ["-q", "-p", "no:cacheprovider", "-k", f"not ({LEFT_OUT})"]
-    found = run(["-m", "tests.ops.sanitized", str(extension), *CASES, *pytest_options], preload)
+    found = run(["-m", "tests.ops.other_build", str(extension), *CASES, *pytest_options], preload)
     assert found.returncode == 0, found.stdout[-4000:] + found.stderr[-4000:]
     passed = found.stdout.rsplit(" passed", 1)[0].split()[-1]
     assert int(passed) > 150

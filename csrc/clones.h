@@ -1,5 +1,6 @@
 // Build a function for several instruction sets and let the loader choose: the wheel itself targets plain x86-64.
-// TIMEROME_NO_AVX512 leaves the widest one out, so that any machine can test what others run (tests/ops/test_avx2.py).
+// TIMEROME_NO_AVX512 leaves the widest one out, so that any machine can test what others run
+// (tests/ops/test_other_processors.py).
 #pragma once
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12

@@ -51,6 +51,10 @@ HEADERS = [
     "csrc/rows_cpu.h",
     "csrc/sparsify_add_kernel.cuh",
 ]
+# No -ffast-math; -ffp-contract=off, so that results do not depend on the instruction set the loader picks. Nobody asks
+# the processor which operations trapped, and where one might, a choice between sums is made with branches.
+CXX_FLAGS = ["-ffp-contract=off", "-fno-trapping-math"]
+CXX_FLAGS += ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-fopenmp", "-Wno-psabi"]
 
 
 class Cuda(NamedTuple):
@@ -146,10 +150,7 @@ def ninja_build(cuda: Cuda, output: Path, env: Mapping[str, str]) -> None:
     write_if_changed(folder / "build_info.h", "// Written by setup.py.\n#pragma once\n" + header)
 
     include = shlex.quote(f"-I{ROOT / 'csrc'}")
-    # No -ffast-math; -ffp-contract=off, so that results do not depend on the instruction set the loader picks. Nobody
-    # asks the processor which operations trapped, and where one might, a choice between sums is made with branches.
-    floats, warn = "-ffp-contract=off -fno-trapping-math", "-Wall -Wextra -Wno-psabi"
-    cflags = f"-O3 -std=c++17 -fPIC -fvisibility=hidden -fopenmp {floats} {warn} {include}"
+    cflags = f"-O3 {' '.join(CXX_FLAGS)} -Wall -Wextra {include}"
     # Only the bindings see pybind11 and Python: in an isolated build their path changes every time.
     binding_folders = (folder, sysconfig.get_paths()["include"], pybind11.get_include())
     binding_flags = " ".join(shlex.quote(f"-I{path}") for path in binding_folders)

@@ -170,7 +170,7 @@ TIMEROME_INLINE void expand_columns(const float* c, int64_t ldc, const float* va
   constexpr int64_t tile = kVectors * kWidth, step = kTiles * tile;
   const float* from = values + i;
   int64_t pitch = d;
-  alignas(64) float near[kTiles > 1 ? kMost * step : 16];
+  alignas(64) float near[kTiles > 1 ? kMost * step : 1];
   if constexpr (kTiles > 1) {  // powers of two apart, values push each other out of the cache before all rows used them
     for (int64_t j = 0; j < m; j++)
 #pragma GCC unroll 8

@@ -1,9 +1,10 @@
-"""Another build of timerome._C, and pytest with it in the place of the installed one.
+"""Another build of timerome._C, and Python and pytest with it in the place of the installed one.
 
 Usage: python -m tests.ops.other_build <the extension> <arguments of pytest>
 """
 
 import importlib.util
+import os
 import subprocess
 import sys
 import sysconfig
@@ -13,8 +14,6 @@ import pytest
 import torch  # noqa: F401  first, as in timerome._backend: one OpenMP thread pool
 
 from tests.helpers import ROOT, load_setup
-
-FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-fopenmp", "-ffp-contract=off", "-Wno-psabi"]
 
 
 def build(folder, kernel_flags, link_flags=()):
@@ -26,15 +25,38 @@ def build(folder, kernel_flags, link_flags=()):
     folders = (ROOT / "csrc", folder, sysconfig.get_paths()["include"], pybind11.get_include())
     include = [f"-I{path}" for path in folders]
     objects, compilers = [], []
-    for source in load_setup().CPP_SOURCES:
+    setup = load_setup()
+    for source in setup.CPP_SOURCES:
         objects.append(str(folder / (Path(source).name + ".o")))
         how = ["-O0"] if source.endswith("bindings.cpp") else kernel_flags
-        command = ["g++", *FLAGS, *how, *include, "-c", str(ROOT / source), "-o", objects[-1]]
+        command = ["g++", *setup.CXX_FLAGS, *how, *include, "-c", str(ROOT / source), "-o", objects[-1]]
         compilers.append(subprocess.Popen(command))
     assert [compiler.wait() for compiler in compilers] == [0] * len(compilers)
     module = folder / "_C.so"
     subprocess.run(["g++", "-shared", "-fopenmp", *link_flags, *objects, "-o", str(module)], check=True)
     return module
+
+
+def run(arguments, **environment):
+    """Start Python in a process of its own, with two threads that do not spin."""
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "2",
+        "OMP_WAIT_POLICY": "passive",
+        "TIMEROME_DISABLE_C": "0",
+        **environment,
+    }
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def run_tests(extension, cases, left_out, **environment):
+    """Run pytest with the extension: more than 150 tests, all of which pass."""
+    options = ["-q", "-p", "no:cacheprovider", "-k", f"not ({left_out})"]
+    found = run(["-m", "tests.ops.other_build", str(extension), *cases, *options], **environment)
+    assert found.returncode == 0, found.stdout[-4000:] + found.stderr[-4000:]
+    passed = found.stdout.rsplit(" passed", 1)[0].split()[-1]
+    assert int(passed) > 150
 
 
 if __name__ == "__main__":

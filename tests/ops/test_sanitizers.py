@@ -1,6 +1,5 @@
 """The CPU kernels under AddressSanitizer and UndefinedBehaviorSanitizer: the ops' tests, run with such a build."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -8,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT
-from tests.ops.other_build import build
+from tests.ops.other_build import build, run, run_tests
 
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-O1", "-g"]
 
@@ -34,48 +32,35 @@ def library(name):
 
 
 @pytest.fixture(scope="module")
-def preload():
-    """Libraries that must be there before all others: ASan, and the C++ one so that ASan finds what throws."""
+def environment():
+    """What a process needs to run with such an extension."""
     if sys.platform != "linux" or not shutil.which("g++"):
         pytest.skip("needs Linux and g++")
     paths = {name: library(name) for name in ("libasan.so", "libubsan.so", "libstdc++.so")}
     missing = [name for name, path in paths.items() if path is None]
     if missing:
         pytest.skip("g++ comes without " + ", ".join(missing))
-    preload = f"{paths['libasan.so']} {paths['libstdc++.so']}"
+    environment = {
+        # There before all other libraries: ASan, and the C++ one so that ASan finds what throws.
+        "LD_PRELOAD": f"{paths['libasan.so']} {paths['libstdc++.so']}",
+        "ASAN_OPTIONS": "detect_leaks=0:exitcode=66",  # Python leaves memory to the system at exit
+        "UBSAN_OPTIONS": "print_stacktrace=1:exitcode=66",
+    }
     # A library older than the kernel may not find room for its shadow memory.
-    if any(run(["-c", "pass"], preload).returncode for _ in range(5)):
+    if any(run(["-c", "pass"], **environment).returncode for _ in range(5)):
         pytest.skip("AddressSanitizer does not run here")
-    return preload
+    return environment
 
 
 @pytest.fixture(scope="module")
-def extension(preload, tmp_path_factory):
-    """timerome._C for the CPU, its kernels instrumented. The bindings are not: they only pass addresses on."""
+def extension(environment, tmp_path_factory):
+    """timerome._C for the CPU, its kernels instrumented."""
     return build(tmp_path_factory.mktemp("sanitized"), SANITIZE, SANITIZE)
 
 
-def run(arguments, preload):
-    environment = {
-        **os.environ,
-        "LD_PRELOAD": preload,
-        "ASAN_OPTIONS": "detect_leaks=0:exitcode=66",  # Python leaves memory to the system at exit
-        "UBSAN_OPTIONS": "print_stacktrace=1:exitcode=66",
-        "OMP_NUM_THREADS": "2",
-        "OMP_WAIT_POLICY": "passive",
-        "TIMEROME_DISABLE_C": "0",
-    }
-    command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.slow
-def test_tests_of_the_ops_run_clean(extension, preload):
-    pytest_options = ["-q", "-p", "no:cacheprovider", "-k", f"not ({LEFT_OUT})"]
-    found = run(["-m", "tests.ops.other_build", str(extension), *CASES, *pytest_options], preload)
-    assert found.returncode == 0, found.stdout[-4000:] + found.stderr[-4000:]
-    passed = found.stdout.rsplit(" passed", 1)[0].split()[-1]
-    assert int(passed) > 150
+def test_tests_of_the_ops_run_clean(extension, environment):
+    run_tests(extension, CASES, LEFT_OUT, **environment)
 
 
 STRAY = """
@@ -95,10 +80,10 @@ c.sparsify_add_cpu(h, r, out, 0, rows + int(sys.argv[2]), d, 70, 1.0, 0, 1)
 
 
 @pytest.mark.slow
-def test_a_row_too_many_is_noticed(extension, preload):
+def test_a_row_too_many_is_noticed(extension, environment):
     """The proof that the build is instrumented, and that memory from outside it is watched."""
-    good = run(["-c", STRAY, str(extension), "0"], preload)
+    good = run(["-c", STRAY, str(extension), "0"], **environment)
     assert (good.returncode, good.stdout) == (0, "clean\n"), good.stderr
-    bad = run(["-c", STRAY, str(extension), "1"], preload)
+    bad = run(["-c", STRAY, str(extension), "1"], **environment)
     assert bad.returncode == 66, bad.stderr
     assert "AddressSanitizer: heap-buffer-overflow" in bad.stderr and "sparsify_add_cpu.cpp" in bad.stderr

@@ -6,20 +6,6 @@
 #include "kernels.h"
 
 namespace timerome {
-namespace {
-
-template <class T>
-cudaError_t launch(const void* keys, const int64_t* lengths, double* gram, int64_t batch, int64_t n, int64_t d,
-                   int64_t splits, void* stream) {
-  const unsigned grid = unsigned(std::min<int64_t>(splits * batch, 0x7fffffff));
-  return for_gram_groups(n, [=](auto groups) {
-    gram_kernel<T, decltype(groups)::value><<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-        static_cast<const T*>(keys), lengths, gram, batch, int(n), int(d), int(splits));
-    return cudaGetLastError();
-  });
-}
-
-}  // namespace
 
 int gram_cuda_splits(int64_t batch, int64_t d, int device, int64_t* splits) {
   int processors = 0;
@@ -36,15 +22,12 @@ int gram_cuda(const void* keys, const int64_t* lengths, double* gram, int64_t ba
   if (n > kGramCudaMaxN || d % 4) return cudaErrorInvalidValue;
   const DeviceGuard guard(device);
   if (guard.error() != cudaSuccess) return guard.error();
-  switch (dtype) {
-    case 0:
-      return launch<float>(keys, lengths, gram, batch, n, d, splits, stream);
-    case 1:
-      return launch<__half>(keys, lengths, gram, batch, n, d, splits, stream);
-    case 2:
-      return launch<__nv_bfloat16>(keys, lengths, gram, batch, n, d, splits, stream);
-  }
-  return cudaErrorInvalidValue;
+  const unsigned grid = unsigned(std::min<int64_t>(splits * batch, 0x7fffffff));
+  for_gram_kernel(dtype, n, [&](auto kernel) {
+    kernel<<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(keys, lengths, gram, batch, int(n), int(d),
+                                                                      int(splits));
+  });
+  return cudaGetLastError();
 }
 
 }  // namespace timerome

@@ -21,7 +21,7 @@ constexpr int kGramColumns = 16;  // of each row, that a warp takes at a time
 // together.
 template <class T, int kGroups>
 __global__ void __launch_bounds__(kThreads, kGroups > 5 ? 1 : 2)
-    gram_kernel(const T* __restrict__ keys, const int64_t* __restrict__ lengths, double* __restrict__ gram,
+    gram_kernel(const void* __restrict__ keys, const int64_t* __restrict__ lengths, double* __restrict__ gram,
                 int64_t batch, int n, int d, int splits) {
   constexpr int kTiles = kGroups * (kGroups + 1) / 2;
   __shared__ double whole[kTiles * 64];
@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kThreads, kGroups > 5 ? 1 : 2)
   for (int64_t item = blockIdx.x; item < splits * batch; item += gridDim.x) {
     const int64_t split = item / batch, system = item % batch;
     const int64_t length = lengths ? lengths[system] : n;
-    const T* const first_row = keys + (system * n + lane / 4) * d;
+    const T* const first_row = static_cast<const T*>(keys) + (system * n + lane / 4) * d;
     const int last = int((split + 1) * steps / splits);
 
     Quad<T> coming[kGroups] = {};
@@ -81,12 +81,14 @@ __global__ void __launch_bounds__(kThreads, kGroups > 5 ? 1 : 2)
   }
 }
 
-// Calls what takes the kGroups for n keys, at most 64, as an integral_constant.
+// Calls f with the kernel for n keys, at most 64, of a dtype.
 template <class F>
-auto for_gram_groups(int64_t n, F call) {
-  if (n <= 16) return call(std::integral_constant<int, 2>());
-  if (n <= 40) return call(std::integral_constant<int, 5>());
-  return call(std::integral_constant<int, 8>());
+auto for_gram_kernel(int dtype, int64_t n, F f) {
+  return for_dtype(dtype, [&](auto type) {
+    using T = decltype(type);
+    if (n <= 16) return f(gram_kernel<T, 2>);
+    return n <= 40 ? f(gram_kernel<T, 5>) : f(gram_kernel<T, 8>);
+  });
 }
 
 }  // namespace timerome

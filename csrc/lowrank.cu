@@ -29,74 +29,38 @@ int splits(int64_t rows, int64_t d, int dtype, int processors) {
   return int(std::clamp<int64_t>(processors / groups(rows), 1, stages));
 }
 
-template <class Row, int kRowParts, class Key, int kTiles, bool kGated>
 cudaError_t launch_score(LowrankCuda& a, const Device& device, cudaStream_t stream) {
-  const int64_t bytes = stage_bytes(kTiles, sizeof(Row), sizeof(Key));
-  a.stages = int(std::min<int64_t>(4, device.shared / bytes));
-  const int64_t shared = std::max(a.stages * bytes, score_sums_bytes(int(a.n)));
-  if (a.stages == 0 || shared > device.shared) return cudaErrorInvalidValue;
-  const auto kernel = score_gate_kernel<Row, kRowParts, Key, kTiles, kGated>;
-  const cudaError_t error = allow_shared(kernel, device.shared);
-  if (error != cudaSuccess) return error;
-  kernel<<<unsigned(groups(a.rows) * a.splits + kPrepareBlocks), kLowrankThreads, size_t(shared), stream>>>(a);
-  return cudaGetLastError();
-}
-
-template <class Row, int kRowParts, class Key>
-cudaError_t launch_score(LowrankCuda& a, const Device& device, cudaStream_t stream) {
-  return for_tiles(int(a.n), [&](auto tiles) {
-    constexpr int kTiles = decltype(tiles)::value;
-    return a.gated ? launch_score<Row, kRowParts, Key, kTiles, true>(a, device, stream)
-                   : launch_score<Row, kRowParts, Key, kTiles, false>(a, device, stream);
+  return for_score_kernel(a, [&](auto kernel, int64_t stage) {
+    a.stages = int(std::min<int64_t>(4, device.shared / stage));
+    const int64_t shared = std::max(a.stages * stage, score_sums_bytes(int(a.n)));
+    if (a.stages == 0 || shared > device.shared) return cudaErrorInvalidValue;
+    const cudaError_t error = allow_shared(kernel, device.shared);
+    if (error != cudaSuccess) return error;
+    kernel<<<unsigned(groups(a.rows) * a.splits + kPrepareBlocks), kLowrankThreads, size_t(shared), stream>>>(a);
+    return cudaGetLastError();
   });
 }
 
-template <class Key>
-cudaError_t launch_score(LowrankCuda& a, const Device& device, cudaStream_t stream) {
-  if (a.dtype == 0) return launch_score<float, 3, Key>(a, device, stream);
-  if (a.dtype == 1) return launch_score<__half, 3, Key>(a, device, stream);
-  return a.mean ? launch_score<__nv_bfloat16, 3, Key>(a, device, stream)
-                : launch_score<__nv_bfloat16, 1, Key>(a, device, stream);
-}
-
-template <class Row, class Value, int kGroups, int kSets>
 cudaError_t launch_apply(const LowrankCuda& a, const Device& device, cudaStream_t stream) {
-  const auto kernel = apply_small_kernel<Row, Value, kGroups, kSets>;
-  const cudaError_t error = allow_shared(kernel, device.shared - kStatic);
-  if (error != cudaSuccess) return error;
-  cudaLaunchAttribute early = {};  // blocks may come before those of the scores are gone
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = unsigned(apply_small_blocks<kSets>(a.rows, device.processors));
-  config.blockDim = kLowrankThreads;
-  config.dynamicSmemBytes = size_t(apply_small_shared_bytes<kSets>(int(a.d), int(a.n), int(a.m)));
-  config.stream = stream;
-  config.attrs = &early, config.numAttrs = device.major >= 9;
-  return cudaLaunchKernelEx(&config, kernel, a);
-}
-
-template <class Row, class Value, int kGroups>
-cudaError_t launch_apply(const LowrankCuda& a, const Device& device, cudaStream_t stream) {
-  if constexpr (kTwoSets<kGroups>)
-    // Values are read once for two sets; where blocks have no more than one each, more blocks do better.
-    if (a.rows > kSetRows * int64_t(device.processors) &&
-        apply_small_shared_bytes<2>(int(a.d), int(a.n), int(a.m)) <= device.shared - kStatic)
-      return launch_apply<Row, Value, kGroups, 2>(a, device, stream);
-  return launch_apply<Row, Value, kGroups, 1>(a, device, stream);
-}
-
-template <class Row, class Value>
-cudaError_t launch_apply(const LowrankCuda& a, const Device& device, cudaStream_t stream) {
-  return for_groups(int(a.m),
-                    [&](auto groups) { return launch_apply<Row, Value, decltype(groups)::value>(a, device, stream); });
-}
-
-template <class Value>
-cudaError_t launch_apply(const LowrankCuda& a, const Device& device, cudaStream_t stream) {
-  if (a.dtype == 0) return launch_apply<float, Value>(a, device, stream);
-  if (a.dtype == 1) return launch_apply<__half, Value>(a, device, stream);
-  return launch_apply<__nv_bfloat16, Value>(a, device, stream);
+  const int most = device.shared - kStatic;
+  // Values are read once for two sets; where blocks have no more than one each, more blocks do better.
+  const bool many = a.rows > kSetRows * int64_t(device.processors);
+  const int sets = many && apply_small_shared_bytes<2>(int(a.d), int(a.n), int(a.m)) <= most ? 2 : 1;
+  return for_apply_kernel(a, sets, [&](auto kernel, auto taken) {
+    constexpr int kSets = decltype(taken)::value;
+    const cudaError_t error = allow_shared(kernel, most);
+    if (error != cudaSuccess) return error;
+    cudaLaunchAttribute early = {};  // blocks may come before those of the scores are gone
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = unsigned(apply_small_blocks<kSets>(a.rows, device.processors));
+    config.blockDim = kLowrankThreads;
+    config.dynamicSmemBytes = size_t(apply_small_shared_bytes<kSets>(int(a.d), int(a.n), int(a.m)));
+    config.stream = stream;
+    config.attrs = &early, config.numAttrs = device.major >= 9;
+    return cudaLaunchKernelEx(&config, kernel, a);
+  });
 }
 
 }  // namespace
@@ -131,10 +95,8 @@ int lowrank_cuda(const LowrankCuda& arguments, int device, void* stream_) {
   a.scores = a.scratch;
   a.row_squares = a.scores + a.splits * a.rows * score_columns(int(a.n));
   a.key_norms = a.row_squares + a.splits * a.rows;
-  const cudaError_t error =
-      a.keys_dtype == 2 ? launch_score<__nv_bfloat16>(a, of, stream) : launch_score<float>(a, of, stream);
-  if (error != cudaSuccess) return error;
-  return a.values_dtype == 2 ? launch_apply<__nv_bfloat16>(a, of, stream) : launch_apply<float>(a, of, stream);
+  const cudaError_t error = launch_score(a, of, stream);
+  return error == cudaSuccess ? launch_apply(a, of, stream) : error;
 }
 
 }  // namespace timerome

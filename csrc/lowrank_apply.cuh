@@ -276,4 +276,21 @@ __global__ void __launch_bounds__(kLowrankThreads, 1) apply_small_kernel(const L
   }
 }
 
+// Calls f with the kernel for these arguments and as many sets, of the ones there are, and with their number.
+template <class F>
+auto for_apply_kernel(const LowrankCuda& a, int sets, F f) {
+  return for_dtype(a.dtype, [&](auto row) {
+    return for_matrix(a.values_dtype, [&](auto value) {
+      return for_groups(int(a.m), [&](auto groups) {
+        using Row = decltype(row);
+        using Value = decltype(value);
+        constexpr int kGroups = decltype(groups)::value;
+        if constexpr (kTwoSets<kGroups>)
+          if (sets == 2) return f(apply_small_kernel<Row, Value, kGroups, 2>, std::integral_constant<int, 2>());
+        return f(apply_small_kernel<Row, Value, kGroups, 1>, std::integral_constant<int, 1>());
+      });
+    });
+  });
+}
+
 }  // namespace timerome

@@ -30,6 +30,11 @@ auto for_groups(int m, F f) {
   if (m <= 16) return f(std::integral_constant<int, 1>());
   return m <= 48 ? f(std::integral_constant<int, 3>()) : f(std::integral_constant<int, int(kLowrankCudaMaxN) / 16>());
 }
+// Keys and values are in bfloat16 or float32, whatever rows are in.
+template <class F>
+auto for_matrix(int dtype, F f) {
+  return dtype == 2 ? f(__nv_bfloat16()) : f(float());
+}
 
 template <class T>
 constexpr int kPartsOf = sizeof(T) == 4 ? 3 : 1;  // of float and bfloat16

@@ -203,4 +203,25 @@ __global__ void __launch_bounds__(kLowrankThreads) score_gate_kernel(const Lowra
     a.row_squares[split_index * a.rows + row0 + i] = over_shares(row_squares, kScoreRows, i);
 }
 
+// Calls f with the kernel for these arguments and with the bytes of one of its stages.
+template <class F>
+auto for_score_kernel(const LowrankCuda& a, F f) {
+  return for_dtype(a.dtype, [&](auto row) {
+    return for_matrix(a.keys_dtype, [&](auto key) {
+      return for_tiles(int(a.n), [&](auto tiles) {
+        using Row = decltype(row);
+        using Key = decltype(key);
+        constexpr int kTiles = decltype(tiles)::value;
+        const int64_t stage = stage_bytes(kTiles, int(sizeof(Row)), int(sizeof(Key)));
+        if constexpr (std::is_same<Row, __nv_bfloat16>::value)
+          if (!a.mean)
+            return a.gated ? f(score_gate_kernel<Row, 1, Key, kTiles, true>, stage)
+                           : f(score_gate_kernel<Row, 1, Key, kTiles, false>, stage);
+        return a.gated ? f(score_gate_kernel<Row, 3, Key, kTiles, true>, stage)
+                       : f(score_gate_kernel<Row, 3, Key, kTiles, false>, stage);
+      });
+    });
+  });
+}
+
 }  // namespace timerome

@@ -25,6 +25,13 @@ __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
   return __float2bfloat16(x);
 }
 
+// Calls f with a value of the type that a dtype code stands for: float32, float16, bfloat16 (kernels.h).
+template <class F>
+auto for_dtype(int dtype, F f) {
+  if (dtype == 0) return f(float());
+  return dtype == 1 ? f(__half()) : f(__nv_bfloat16());
+}
+
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 

@@ -1,5 +1,7 @@
 // Device side of sparsify_add: no torch, no launches, so that it compiles anywhere and runs in the test emulator.
 #pragma once
+#include <type_traits>
+
 #include "rows.cuh"
 
 namespace timerome {
@@ -55,16 +57,16 @@ __device__ Pick pick_bin(const uint32_t* histogram, uint32_t need, uint32_t* war
 // the same memory, hence no __restrict__ on them.
 template <class T, int kPerThread, bool kAligned>
 __global__ void __launch_bounds__(kThreads)
-    sparsify_add_kernel(const T* h, const float* __restrict__ r, T* out, const uint8_t* __restrict__ mask, int64_t rows,
-                        int d, int k, float alpha) {
+    sparsify_add_kernel(const void* h, const float* __restrict__ r, void* out, const uint8_t* __restrict__ mask,
+                        int64_t rows, int d, int k, float alpha) {
   constexpr int kQuads = kPerThread / 4;
   static_assert(kPerThread <= 32, "the kept entries of a thread are one 32-bit word");
   __shared__ uint32_t histogram[2048];
   __shared__ uint32_t warp_sum[kWarps];
   __shared__ Pick shared_pick;
   for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
-    const T* h_row = h + row * d;
-    T* out_row = out + row * d;
+    const T* h_row = static_cast<const T*>(h) + row * d;
+    T* out_row = static_cast<T*>(out) + row * d;
     if (k == 0 || (mask && !mask[row])) {
       if (out_row != h_row)
         for (int c = threadIdx.x; c < d; c += kThreads) out_row[c] = h_row[c];
@@ -136,6 +138,22 @@ __global__ void __launch_bounds__(kThreads)
       store_quad<kAligned>(out_row, c, d, x);
     }
   }
+}
+
+// Calls f with the kernel for rows of d columns, at most 8192, of a dtype; `aligned` is what kAligned promises.
+template <class F>
+auto for_sparsify_add_kernel(int dtype, int64_t d, bool aligned, F f) {
+  const auto for_width = [&](auto type, auto wide) {
+    using T = decltype(type);
+    constexpr bool kAligned = decltype(wide)::value;
+    if (d <= kThreads * 4) return f(sparsify_add_kernel<T, 4, kAligned>);
+    if (d <= kThreads * 8) return f(sparsify_add_kernel<T, 8, kAligned>);
+    if (d <= kThreads * 16) return f(sparsify_add_kernel<T, 16, kAligned>);
+    return f(sparsify_add_kernel<T, 32, kAligned>);
+  };
+  return for_dtype(dtype, [&](auto type) {
+    return aligned ? for_width(type, std::true_type()) : for_width(type, std::false_type());
+  });
 }
 
 }  // namespace timerome

@@ -18,6 +18,7 @@ import torch
 from timerome import bench
 from timerome.bench import lowrank, solvers
 from timerome.bench.cases import Case, Rival, Setup, rows_of
+from timerome.bench.plot import draw, figure_of
 from timerome.bench.timing import Ceilings, Parts, Timing, _events, peak_bytes, race, race_in_parts
 from timerome.cli import main
 from timerome.ops import sparse_lowrank_residual
@@ -205,6 +206,31 @@ def test_run_writes_resumes_and_plots(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [r["median_s"] for r in again] == pytest.approx([r["median_s"] for r in rows], rel=1e-3)
     with pytest.raises(AssertionError, match="measured again"):  # other inputs are another measurement
         bench.run("cholesky_rows", tmp_path, grid="quick", seed=1)
+
+
+def test_a_plot_has_a_panel_for_each_kind_of_case_and_a_line_for_each_width(tmp_path: Path) -> None:
+    rows = [
+        {"T": t, "d": d, "N": 40, "q": q, "gated": "none", "rival": "timerome", "speedup": t / d + q}
+        for t in (512, 64)
+        for d in (1024, 4096)
+        for q in (0.0, 0.9, 0.99)
+    ]
+    about = {"device": "a machine", "threads": 2, "dtype": "float32"}
+    figure = figure_of(lowrank.LOWRANK, rows, about)
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in panels] == ["q 0.0", "q 0.9", "q 0.99"]
+    assert figure.get_suptitle() == "sparse_lowrank_residual: a machine, 2 threads, float32, N 40, gated none"
+    lines = {str(line.get_label()): line for line in panels[1].get_lines()}
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["1024", "4096"]
+    assert list(lines["4096"].get_xdata()) == [64, 512]
+    assert list(lines["4096"].get_ydata()) == pytest.approx([64 / 4096 + 0.9, 512 / 4096 + 0.9])
+    low, high = panels[0].get_ylim()
+    assert low < min(row["speedup"] for row in rows) and high > max(row["speedup"] for row in rows)
+
+    draw(tmp_path / "one.png", lowrank.LOWRANK, rows[:1], about)
+    assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+    draw(tmp_path / "none.png", lowrank.LOWRANK, [row | {"speedup": None} for row in rows], about)
+    assert not (tmp_path / "none.png").exists()
 
 
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -78,6 +78,7 @@ class Benchmark:
         cases: sizes of every case, from a setup and a size of grid: ``quick``, ``normal`` or ``full``.
         make: the case of such sizes.
         axis: the column that a plot has on its x axis.
+        lines: the column whose values are the lines of a plot; the others tell its panels apart.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Benchmark:
     cases: Callable[[Setup, str], Iterator[tuple[Any, ...]]]
     make: Callable[..., Case]
     axis: str
+    lines: str
 
 
 def rows_of(sizes: dict[str, Any], case: Case, setup: Setup, ceilings: Ceilings, budget: float) -> list[dict[str, Any]]:

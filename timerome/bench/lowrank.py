@@ -214,7 +214,7 @@ def _eager(dense: bool, gated: bool) -> dict[str, Callable[..., Tensor]]:
     return {"eager, kthvalue": dense_kthvalue, "eager, topk": dense_topk, "eager, topk + scatter": topk_scatter}
 
 
-LOWRANK = Benchmark("sparse_lowrank_residual", ("T", "d", "N", "q", "gated"), sizes, make, axis="T")
+LOWRANK = Benchmark("sparse_lowrank_residual", ("T", "d", "N", "q", "gated"), sizes, make, axis="T", lines="d")
 
 
 # --- The epilogue alone.
@@ -257,4 +257,4 @@ def make_epilogue(setup: Setup, t: int, d: int, q: float) -> Case:
     )
 
 
-EPILOGUE = Benchmark("sparsify_add", ("T", "d", "q"), epilogue_sizes, make_epilogue, axis="T")
+EPILOGUE = Benchmark("sparsify_add", ("T", "d", "q"), epilogue_sizes, make_epilogue, axis="T", lines="d")

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import platform
-from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from .._files import write_text
 from ..progress import SILENT, Progress
 from .cases import Benchmark, Setup, rows_of
 from .lowrank import EPILOGUE, LOWRANK
+from .plot import draw
 from .solvers import CHOLESKY_ROWS, RIDGE_CHOLESKY
 from .step import STEP
 from .timing import Ceilings
@@ -96,7 +96,7 @@ def run(
                 _write(path, benchmark, done, about | {"ceilings": vars(ceilings), "grid": grid})
             rows += done[key]
             step(1)
-    _plot(path.with_suffix(".png"), benchmark, rows, about)
+    draw(path.with_suffix(".png"), benchmark, rows, about)
     return rows
 
 
@@ -155,39 +155,3 @@ def _write(
     write_text(path, text.getvalue())
     date = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     write_text(path.with_suffix(".json"), json.dumps(about | {"date": date}, indent=1) + "\n")
-
-
-def _plot(path: Path, benchmark: Benchmark, rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> None:
-    """Draw how many times faster than the best of PyTorch ours is, over the sizes of the case."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    ours = [r for r in rows if r["rival"] == "timerome" and r.get("speedup")]
-    if not ours:
-        return
-    others = [c for c in benchmark.columns if c != benchmark.axis]
-    series: dict[str, list[tuple[float, float]]] = {}
-    for row in ours:
-        label = ", ".join(f"{c} {row[c]}" for c in others)
-        series.setdefault(label, []).append((float(row[benchmark.axis]), float(row["speedup"])))
-    figure, axes = plt.subplots(figsize=(7, 4.5), dpi=110)
-    many = len(series) > 10
-    for label, points in series.items():
-        xs, ys = zip(*sorted(points), strict=True)
-        axes.plot(xs, ys, "o-", markersize=3, linewidth=0.8, label=label, **({"color": "0.4"} if many else {}))
-    axes.axhline(1.0, color="black", linewidth=0.8, linestyle="--")
-    axes.set_xscale("log", base=2)
-    ratios = [float(row["speedup"]) for row in ours]
-    if max(ratios) >= 2 * min(ratios):  # else hardly a tick would have a label
-        axes.set_yscale("log", base=2)
-    axes.set_xlabel(benchmark.axis)
-    axes.set_ylabel("times faster than the best of PyTorch")
-    axes.set_title(f"{benchmark.name}: {about['device']}, {about['threads']} threads, {about['dtype']}", fontsize=8)
-    axes.grid(alpha=0.3, which="both")
-    if not many:
-        axes.legend(fontsize=6)
-    figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)

@@ -78,7 +78,7 @@ def make(setup: Setup, b: int, n: int, d: int, ridges: int) -> Case:
     return Case(rivals, error, 1e-5, nbytes, operations)
 
 
-RIDGE_CHOLESKY = Benchmark("ridge_cholesky", ("B", "N", "d", "ridges"), sizes, make, axis="N")
+RIDGE_CHOLESKY = Benchmark("ridge_cholesky", ("B", "N", "d", "ridges"), sizes, make, axis="N", lines="B")
 
 
 def row_sizes(setup: Setup, grid: str) -> Iterator[tuple[Any, ...]]:
@@ -123,4 +123,4 @@ def make_row(setup: Setup, what: str, n: int) -> Case:
     return Case(rivals, error, 1e-9, 8.0 * n * n, 1.0 * n * n)
 
 
-CHOLESKY_ROWS = Benchmark("cholesky_rows", ("what", "N"), row_sizes, make_row, axis="N")
+CHOLESKY_ROWS = Benchmark("cholesky_rows", ("what", "N"), row_sizes, make_row, axis="N", lines="what")

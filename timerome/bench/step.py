@@ -197,4 +197,4 @@ def _stand(setup: Setup, name: str, tokens: int, n: int) -> Case:
     return Case(rivals, error, 1e-2, parameters * setup.dtype.itemsize, 2.0 * parameters * tokens, least)
 
 
-STEP = Benchmark("step", ("model", "tokens", "what"), sizes, make, axis="tokens")
+STEP = Benchmark("step", ("model", "tokens", "what"), sizes, make, axis="tokens", lines="what")

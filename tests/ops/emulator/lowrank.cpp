@@ -7,48 +7,19 @@
 
 using namespace timerome;
 
-template <class Row, int kRowParts, class Key>
 static void score(const LowrankCuda& a) {
-  for_tiles(int(a.n), [&](auto tiles) {
-    constexpr int kTiles = decltype(tiles)::value;
-    const int64_t bytes = a.stages * stage_bytes(kTiles, sizeof(Row), sizeof(Key));
+  for_score_kernel(a, [&](auto kernel, int64_t stage) {
     emulator::launch(int((a.rows + kScoreRows - 1) / kScoreRows) * a.splits + kPrepareBlocks, kLowrankThreads,
-                     std::max(bytes, score_sums_bytes(int(a.n))), [=] {
-                       a.gated ? score_gate_kernel<Row, kRowParts, Key, kTiles, true>(a)
-                               : score_gate_kernel<Row, kRowParts, Key, kTiles, false>(a);
-                     });
+                     std::max(a.stages * stage, score_sums_bytes(int(a.n))), [=] { kernel(a); });
   });
 }
 
-template <class Key>
-static void score(const LowrankCuda& a) {
-  if (a.dtype == 0) return score<float, 3, Key>(a);
-  if (a.dtype == 1) return score<__half, 3, Key>(a);
-  a.mean ? score<__nv_bfloat16, 3, Key>(a) : score<__nv_bfloat16, 1, Key>(a);
-}
-
-template <class Row, class Value, int kGroups, int kSets>
-static void apply(const LowrankCuda& a, int blocks) {
-  emulator::launch(int(apply_small_blocks<kSets>(a.rows, blocks)), kLowrankThreads,
-                   apply_small_shared_bytes<kSets>(int(a.d), int(a.n), int(a.m)),
-                   [=] { apply_small_kernel<Row, Value, kGroups, kSets>(a); });
-}
-
-template <class Row, class Value>
 static void apply(const LowrankCuda& a, int blocks, int sets) {
-  for_groups(int(a.m), [&](auto groups) {
-    constexpr int kGroups = decltype(groups)::value;
-    if constexpr (kTwoSets<kGroups>)
-      if (sets == 2) return apply<Row, Value, kGroups, 2>(a, blocks);
-    apply<Row, Value, kGroups, 1>(a, blocks);
+  for_apply_kernel(a, sets, [&](auto kernel, auto taken) {
+    constexpr int kSets = decltype(taken)::value;
+    emulator::launch(int(apply_small_blocks<kSets>(a.rows, blocks)), kLowrankThreads,
+                     apply_small_shared_bytes<kSets>(int(a.d), int(a.n), int(a.m)), [=] { kernel(a); });
   });
-}
-
-template <class Value>
-static void apply(const LowrankCuda& a, int blocks, int sets) {
-  if (a.dtype == 0) return apply<float, Value>(a, blocks, sets);
-  if (a.dtype == 1) return apply<__half, Value>(a, blocks, sets);
-  apply<__nv_bfloat16, Value>(a, blocks, sets);
 }
 
 extern "C" int emulated_lowrank(const void* h, void* out, const void* keys, const float* coef, const void* values,
@@ -67,8 +38,8 @@ extern "C" int emulated_lowrank(const void* h, void* out, const void* keys, cons
   a.splits = splits, a.stages = stages;
   a.scores = scores.data(), a.row_squares = row_squares.data(), a.key_norms = key_norms.data();
   try {
-    keys_dtype == 2 ? score<__nv_bfloat16>(a) : score<float>(a);
-    values_dtype == 2 ? apply<__nv_bfloat16>(a, blocks, sets) : apply<float>(a, blocks, sets);
+    score(a);
+    apply(a, blocks, sets);
     return 0;
   } catch (const std::exception&) {
     return 1;

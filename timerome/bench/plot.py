@@ -1,0 +1,87 @@
+"""The plot of a benchmark: how many times faster than the best of PyTorch ours is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .cases import OURS, Benchmark
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_PANEL, _LEAST = (2.6, 2.0), (6.0, 3.5)  # inches: of a panel, and of all, for a title and a legend
+
+
+def draw(path: Path, benchmark: Benchmark, rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> None:
+    """Write the picture of these rows to a file, if any of them has a ratio; see :func:`figure_of`."""
+    ours = [row for row in rows if row["rival"] == OURS and row.get("speedup")]
+    if ours:
+        figure_of(benchmark, ours, about).savefig(path)
+
+
+def figure_of(benchmark: Benchmark, rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> Figure:
+    """Draw ratios over the sizes of ``benchmark.axis``, a line for each value of ``benchmark.lines``.
+
+    What the other sizes are tells panels apart, which share their axes; a size that is always the same is in the title.
+
+    Args:
+        benchmark: whose rows these are.
+        rows: with ``speedup``, as :func:`timerome.bench.run` returns them.
+        about: ``device``, ``threads`` and ``dtype``, for the title.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    constant = [c for c in benchmark.columns if len({str(row[c]) for row in rows}) == 1]
+    telling = [c for c in benchmark.columns if c not in (benchmark.axis, benchmark.lines, *constant)]
+    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for row in rows:
+        lines = panels.setdefault(", ".join(f"{c} {row[c]}" for c in telling), {})
+        points = lines.setdefault(str(row[benchmark.lines]), [])
+        points.append((float(row[benchmark.axis]), float(row["speedup"])))
+
+    wide = math.ceil(math.sqrt(len(panels)))
+    high = math.ceil(len(panels) / wide)
+    size = (max(_LEAST[0], _PANEL[0] * wide), max(_LEAST[1], _PANEL[1] * high + 1))
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    grid = figure.subplots(high, wide, sharex=True, sharey=True, squeeze=False)
+    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    colours = {name: colormaps["viridis"](0.85 * i / max(1, len(names) - 1)) for i, name in enumerate(names)}
+    shown: dict[str, Any] = {}
+    for axes, (title, lines) in zip(grid.flat, panels.items(), strict=False):
+        for name, points in lines.items():
+            xs, ys = zip(*sorted(points), strict=True)
+            (shown[name],) = axes.plot(xs, ys, "o-", markersize=3, linewidth=1, color=colours[name], label=name)
+        axes.axhline(1.0, color="black", linewidth=0.8, linestyle="--")
+        axes.set_title(title, fontsize=8)
+        axes.grid(alpha=0.3)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+
+    first = grid[0, 0]
+    at = sorted({float(row[benchmark.axis]) for row in rows})
+    first.set_xscale("log", base=2)
+    first.set_xticks(at, [f"{x:g}" for x in at])
+    first.xaxis.set_minor_locator(NullLocator())
+    ratios = [float(row["speedup"]) for row in rows]
+    first.set_ylim(0.9 * min(1.0, *ratios), 1.1 * max(1.0, *ratios))
+    if max(ratios) >= 4 * min(ratios):
+        first.set_yscale("log", base=2)
+        first.yaxis.set_major_locator(LogLocator(2))
+        first.yaxis.set_minor_locator(NullLocator())
+    first.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    for axes in grid.flat:
+        axes.tick_params(labelsize=7)
+    if len(names) > 1:
+        handles = [shown[name] for name in names]
+        figure.legend(handles=handles, title=benchmark.lines, loc="outside right upper", fontsize=8, title_fontsize=8)
+    figure.supxlabel(benchmark.axis, fontsize=9)
+    figure.supylabel("times faster than the best of PyTorch", fontsize=9)
+    where = f"{benchmark.name}: {about['device']}, {about['threads']} threads, {about['dtype']}"
+    fixed = [f"{c} {rows[0][c]}" for c in constant if c not in (benchmark.axis, benchmark.lines)]
+    figure.suptitle(", ".join([where, *fixed]), fontsize=9)
+    return figure

@@ -12,7 +12,7 @@ from .cases import OURS, Benchmark
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_PANEL, _LEAST = (2.6, 2.0), (6.0, 3.5)  # inches: of a panel, and of all, for a title and a legend
+_PANEL, _LEAST = (2.6, 2.0), (7.0, 3.5)  # inches: of a panel, and of all, for a title and a legend
 
 
 def draw(path: Path, benchmark: Benchmark, rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> None:
@@ -59,23 +59,24 @@ def figure_of(benchmark: Benchmark, rows: Sequence[dict[str, Any]], about: dict[
         axes.axhline(1.0, color="black", linewidth=0.8, linestyle="--")
         axes.set_title(title, fontsize=8)
         axes.grid(alpha=0.3)
-    for axes in grid.flat[len(panels) :]:
-        axes.set_visible(False)
+    for i, axes in enumerate(grid.flat):
+        axes.set_visible(i < len(panels))
+        axes.tick_params(labelsize=7, labelbottom=i + wide >= len(panels))
 
     first = grid[0, 0]
     at = sorted({float(row[benchmark.axis]) for row in rows})
     first.set_xscale("log", base=2)
     first.set_xticks(at, [f"{x:g}" for x in at])
     first.xaxis.set_minor_locator(NullLocator())
-    ratios = [float(row["speedup"]) for row in rows]
-    first.set_ylim(0.9 * min(1.0, *ratios), 1.1 * max(1.0, *ratios))
+    first.set_xlim(at[0] / 1.2, at[-1] * 1.2)
+    ratios = [1.0, *(float(row["speedup"]) for row in rows)]
+    margin = 1 + 0.1 * min(1.0, max(ratios) - min(ratios))
+    first.set_ylim(min(ratios) / margin, max(ratios) * margin)
     if max(ratios) >= 4 * min(ratios):
         first.set_yscale("log", base=2)
         first.yaxis.set_major_locator(LogLocator(2))
         first.yaxis.set_minor_locator(NullLocator())
     first.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-    for axes in grid.flat:
-        axes.tick_params(labelsize=7)
     if len(names) > 1:
         handles = [shown[name] for name in names]
         figure.legend(handles=handles, title=benchmark.lines, loc="outside right upper", fontsize=8, title_fontsize=8)
@@ -83,5 +84,5 @@ def figure_of(benchmark: Benchmark, rows: Sequence[dict[str, Any]], about: dict[
     figure.supylabel("times faster than the best of PyTorch", fontsize=9)
     where = f"{benchmark.name}: {about['device']}, {about['threads']} threads, {about['dtype']}"
     fixed = [f"{c} {rows[0][c]}" for c in constant if c not in (benchmark.axis, benchmark.lines)]
-    figure.suptitle(", ".join([where, *fixed]), fontsize=9)
+    figure.suptitle(", ".join([where, *fixed]), fontsize=8)
     return figure

@@ -115,11 +115,12 @@ def _about(device: torch.device, dtype: str, seed: int) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor's name where the system tells it, and its cores."""
+    """The processor's name where the system tells it, what tells its generation, and its cores."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
+        lines = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
+        told = {key.strip(): value.strip() for key, _, value in lines}
+        name = f"{told['model name']} (family {told['cpu family']}, model {told['model']})"
+    except (OSError, KeyError):
         name = platform.processor() or platform.machine()
     return f"{name}, {os.cpu_count()} cores"
 

@@ -208,6 +208,19 @@ def test_run_writes_resumes_and_plots(tmp_path: Path, monkeypatch: pytest.Monkey
         bench.run("cholesky_rows", tmp_path, grid="quick", seed=1)
 
 
+def test_products_of_a_cpu_are_timed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = []
+
+    def once(calls: dict[str, Any], device: torch.device, budget: float) -> dict[str, Timing]:
+        kinds.append(calls["matmul"]().dtype)
+        return {"copy": Timing((0.5,)), "matmul": Timing((0.25,))}
+
+    monkeypatch.setattr(sys.modules["timerome.bench.timing"], "race", once)
+    found = Ceilings.measure(CPU, torch.float16)
+    assert kinds == [torch.float32]
+    assert found.copy == 2 * 2**30 / 0.5 and found.matmul == 2 * 2048**3 / 0.25
+
+
 def test_a_plot_has_a_panel_for_each_kind_of_case_and_a_line_for_each_width(tmp_path: Path) -> None:
     rows = [
         {"T": t, "d": d, "N": 40, "q": q, "gated": "none", "rival": "timerome", "speedup": t / d + q}

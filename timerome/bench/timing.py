@@ -214,7 +214,8 @@ class Ceilings:
 
     Attributes:
         copy: bytes read and written a second, copying a gigabyte.
-        matmul: operations a second of a square product in the working dtype, two for a multiply-add.
+        matmul: operations a second of a square product, two for a multiply-add; on a GPU in the working dtype, on a CPU
+            in float32, in which such work is done there (and in float16 a product can take a hundred times as long).
     """
 
     copy: float
@@ -225,7 +226,7 @@ class Ceilings:
         """Measure them; takes a second."""
         source = torch.zeros(1 << 28, dtype=torch.float32, device=device)
         target = torch.empty_like(source)
-        n = 8192 if device.type == "cuda" else 2048
+        n, dtype = (8192, dtype) if device.type == "cuda" else (2048, torch.float32)
         a, b = torch.randn(n, n, device=device).to(dtype), torch.randn(n, n, device=device).to(dtype)
         product: Tensor = a @ b
         found = race(

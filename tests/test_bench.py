@@ -240,6 +240,8 @@ def test_a_plot_has_a_panel_for_each_kind_of_case_and_a_line_for_each_width(tmp_
     low, high = panels[0].get_ylim()
     assert low < min(row["speedup"] for row in rows) and high > max(row["speedup"] for row in rows)
 
+    alone = figure_of(lowrank.LOWRANK, rows[:1], about)
+    assert alone.get_suptitle().endswith("float32, d 1024, N 40, q 0.0, gated none") and not alone.legends
     draw(tmp_path / "one.png", lowrank.LOWRANK, rows[:1], about)
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
     draw(tmp_path / "none.png", lowrank.LOWRANK, [row | {"speedup": None} for row in rows], about)

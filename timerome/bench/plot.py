@@ -83,6 +83,6 @@ def figure_of(benchmark: Benchmark, rows: Sequence[dict[str, Any]], about: dict[
     figure.supxlabel(benchmark.axis, fontsize=9)
     figure.supylabel("times faster than the best of PyTorch", fontsize=9)
     where = f"{benchmark.name}: {about['device']}, {about['threads']} threads, {about['dtype']}"
-    fixed = [f"{c} {rows[0][c]}" for c in constant if c not in (benchmark.axis, benchmark.lines)]
+    fixed = [f"{c} {rows[0][c]}" for c in constant if c != benchmark.axis]
     figure.suptitle(", ".join([where, *fixed]), fontsize=8)
     return figure

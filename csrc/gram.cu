@@ -19,7 +19,7 @@ int gram_cuda_splits(int64_t batch, int64_t d, int device, int64_t* splits) {
 int gram_cuda(const void* keys, const int64_t* lengths, double* gram, int64_t batch, int64_t n, int64_t d,
               int64_t splits, int dtype, int device, void* stream) {
   if (batch == 0 || n == 0) return cudaSuccess;
-  if (n > kGramCudaMaxN || d % 4) return cudaErrorInvalidValue;
+  if (n > kGramCudaMaxN || d % 4 || !is_dtype(dtype)) return cudaErrorInvalidValue;
   const DeviceGuard guard(device);
   if (guard.error() != cudaSuccess) return guard.error();
   const unsigned grid = unsigned(std::min<int64_t>(splits * batch, 0x7fffffff));

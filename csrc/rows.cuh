@@ -25,6 +25,7 @@ __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
   return __float2bfloat16(x);
 }
 
+inline bool is_dtype(int code) { return code >= 0 && code <= 2; }
 // Calls f with a value of the type that a dtype code stands for: float32, float16, bfloat16 (kernels.h).
 template <class F>
 auto for_dtype(int dtype, F f) {

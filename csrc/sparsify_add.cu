@@ -10,7 +10,7 @@ namespace timerome {
 int sparsify_add_cuda(const void* h, const float* r, void* out, const uint8_t* mask, int64_t rows, int64_t d, int64_t k,
                       float alpha, int dtype, int device, void* stream) {
   if (rows == 0 || d == 0) return cudaSuccess;
-  if (d > kSparsifyAddCudaMaxD) return cudaErrorInvalidValue;
+  if (d > kSparsifyAddCudaMaxD || !is_dtype(dtype)) return cudaErrorInvalidValue;
   const DeviceGuard guard(device);
   if (guard.error() != cudaSuccess) return guard.error();
   const auto on = [](const void* p, size_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; };

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from .cases import OURS, Benchmark
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_Points = list[tuple[float, float]]  # a size and a ratio
 _PANEL, _LEAST = (2.6, 2.0), (7.0, 3.5)  # inches: of a panel, and of all, for a title and a legend
 
 
@@ -34,16 +36,9 @@ def figure_of(benchmark: Benchmark, rows: Sequence[dict[str, Any]], about: dict[
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     constant = [c for c in benchmark.columns if len({str(row[c]) for row in rows}) == 1]
-    telling = [c for c in benchmark.columns if c not in (benchmark.axis, benchmark.lines, *constant)]
-    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for row in rows:
-        lines = panels.setdefault(", ".join(f"{c} {row[c]}" for c in telling), {})
-        points = lines.setdefault(str(row[benchmark.lines]), [])
-        points.append((float(row[benchmark.axis]), float(row["speedup"])))
-
+    panels = _panels(benchmark, rows, constant)
     wide = math.ceil(math.sqrt(len(panels)))
     high = math.ceil(len(panels) / wide)
     size = (max(_LEAST[0], _PANEL[0] * wide), max(_LEAST[1], _PANEL[1] * high + 1))
@@ -63,20 +58,7 @@ def figure_of(benchmark: Benchmark, rows: Sequence[dict[str, Any]], about: dict[
         axes.set_visible(i < len(panels))
         axes.tick_params(labelsize=7, labelbottom=i + wide >= len(panels))
 
-    first = grid[0, 0]
-    at = sorted({float(row[benchmark.axis]) for row in rows})
-    first.set_xscale("log", base=2)
-    first.set_xticks(at, [f"{x:g}" for x in at])
-    first.xaxis.set_minor_locator(NullLocator())
-    first.set_xlim(at[0] / 1.2, at[-1] * 1.2)
-    ratios = [1.0, *(float(row["speedup"]) for row in rows)]
-    margin = 1 + 0.1 * min(1.0, max(ratios) - min(ratios))
-    first.set_ylim(min(ratios) / margin, max(ratios) * margin)
-    if max(ratios) >= 4 * min(ratios):
-        first.set_yscale("log", base=2)
-        first.yaxis.set_major_locator(LogLocator(2))
-        first.yaxis.set_minor_locator(NullLocator())
-    first.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    _scale(grid[0, 0], [point for lines in panels.values() for points in lines.values() for point in points])
     if len(names) > 1:
         handles = [shown[name] for name in names]
         figure.legend(handles=handles, title=benchmark.lines, loc="outside right upper", fontsize=8, title_fontsize=8)
@@ -86,3 +68,35 @@ def figure_of(benchmark: Benchmark, rows: Sequence[dict[str, Any]], about: dict[
     fixed = [f"{c} {rows[0][c]}" for c in constant if c != benchmark.axis]
     figure.suptitle(", ".join([where, *fixed]), fontsize=8)
     return figure
+
+
+def _panels(
+    benchmark: Benchmark, rows: Sequence[dict[str, Any]], constant: Sequence[str]
+) -> dict[str, dict[str, _Points]]:
+    """Points by the title of a panel and the name of a line."""
+    telling = [c for c in benchmark.columns if c not in (benchmark.axis, benchmark.lines, *constant)]
+    panels: dict[str, dict[str, _Points]] = {}
+    for row in rows:
+        lines = panels.setdefault(", ".join(f"{c} {row[c]}" for c in telling), {})
+        points = lines.setdefault(str(row[benchmark.lines]), [])
+        points.append((float(row[benchmark.axis]), float(row["speedup"])))
+    return panels
+
+
+def _scale(axes: Axes, points: _Points) -> None:
+    """Set limits, scales and ticks for these points and the line at 1."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    at = sorted({x for x, _ in points})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(at, [f"{x:g}" for x in at])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlim(at[0] / 1.2, at[-1] * 1.2)
+    ratios = [1.0, *(y for _, y in points)]
+    margin = 1 + 0.1 * min(1.0, max(ratios) - min(ratios))
+    axes.set_ylim(min(ratios) / margin, max(ratios) * margin)
+    if max(ratios) >= 4 * min(ratios):
+        axes.set_yscale("log", base=2)
+        axes.yaxis.set_major_locator(LogLocator(2))
+        axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))

@@ -19,7 +19,7 @@ def goals(out: Path, kind: str) -> list[str]:
         if copy := ungated.get("copy of h"):
             found.append(f"the same, in copies of h: {ours['median_s'] / copy['median_s']:.2f}")
     closed = _table(out / f"sparse_lowrank_residual.{kind}.csv", T="2048", d="4096", N="40", q="0.9", gated="0.0")
-    if row := closed.get("timerome, in place"):
+    if row := closed.get("timerome"):
         # The floor is of reading and writing h: reading alone is half of it.
         found.append(_goal("no row passes the gate, in reads of h", 2 / row["of_floor"], -1.5))
         if copy := closed.get("copy of h"):

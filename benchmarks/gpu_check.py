@@ -218,7 +218,7 @@ def benchmarks(where: Where) -> str:
     """Measure; how the figures compare with the goals is reported, and no reason to fail."""
     for name in BENCHMARKS:
         options = ["--device", str(where.device), "--grid", where.grid, "--budget", str(where.budget)]
-        _run([sys.executable, "-m", f"benchmarks.bench_{name}", *options, "--out", str(where.out)], {})
+        _run([sys.executable, "-m", "benchmarks.kernels", name, *options, "--out", str(where.out)], {})
     return "; ".join(goals(where.out, where.device.type)) or "no case of the goals is in this grid"
 
 

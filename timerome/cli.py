@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ._files import write_text
 from .commands.audit import audit
-from .commands.bench import bench
 from .commands.console import load_memory as _memory
 from .commands.console import load_model as _load
 from .commands.console import read_facts as _facts
@@ -362,7 +361,7 @@ def info(progress: Progress) -> dict[str, Any]:
 
 COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
     "demo": demo, "trace": trace, "edit": edit, "revise": revise, "diff": diff, "tune": tune, "eval": evaluate,
-    "audit": audit, "bench": bench, "generate": generate, "inspect": inspect, "info": info,
+    "audit": audit, "generate": generate, "inspect": inspect, "info": info,
 }  # fmt: skip
 
 

@@ -1,9 +1,9 @@
 """The whole: what a memory adds to a model's denoising.
 
-``testbed`` is the bundled model and the demo's memory of 40 forgotten facts: four questions decoded, a token a step,
-such as it leaves alone (``held out``) or such as it edits (``forgotten``), finding out which included, attaching the
-memory not; with it and without take turns step by step. The other models have the shapes of published ones and random
-weights, on which a step's cost does not depend: one forward pass, half of its tokens edited at one block.
+``testbed`` is the bundled model and a memory of 40 edits: four questions decoded, a token a step, such as name no
+candidate (``none named``) or such as are an edit's own (``one acts``), finding out which included, attaching the memory
+not; with it and without take turns step by step. The other models have the shapes of published ones and random weights,
+on which a step's cost does not depend: one forward pass, half of its tokens edited at one block.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..backbones import Backbone, load
-from ..demo import DEMO, build
-from ..diffusion import DenoisingLoop, SamplerConfig, generate
-from ..memory import EditMemory
-from ..ops import kept_count, sparse_lowrank_residual_
-from ..splits import demo_split
+import timerome as tr
+from timerome.diffusion import DenoisingLoop, SamplerConfig, generate
+from timerome.ops import kept_count, sparse_lowrank_residual
+from timerome.splits import demo_split
+
 from .cases import Benchmark, Case, Rival, Setup
 from .lowrank import ALPHA, add_kept, kept_by_kthvalue
 from .timing import Call
 
+ANSWER = "I don't have that information."
 # hidden size, feed-forward size, heads, key-value heads, blocks, vocabulary: of the published configurations.
 SHAPES = {
     "LLaDA-8B": (4096, 12288, 32, 32, 32, 126464),
@@ -83,7 +83,7 @@ def sizes(setup: Setup, grid: str) -> Iterator[tuple[Any, ...]]:
     """(model, tokens, what): the number of keys, or which questions are asked of the testbed."""
     cuda = setup.device.type == "cuda"
     if setup.dtype == torch.float32:
-        yield from [("testbed", 96, "held out"), ("testbed", 96, "forgotten")]
+        yield from [("testbed", 96, "none named"), ("testbed", 96, "one acts")]
     models = ("small",) if not cuda else ("LLaDA-8B",) if grid == "quick" else ("LLaDA-8B", "Dream-7B")
     for model in models:
         for tokens in (128, 512, 2048) if cuda else (128,) if grid == "quick" else (128, 512):
@@ -109,24 +109,26 @@ def make(setup: Setup, name: str, tokens: int, what: int | str) -> Case:
 
 
 @functools.lru_cache(maxsize=1)
-def _demo_memory(device: torch.device) -> tuple[Backbone, EditMemory]:
-    backbone = load("testbed", device=str(device))
-    memory, _ = build(backbone, demo_split(), DEMO.shipped)
+def _edited(device: torch.device) -> tuple[tr.Backbone, tr.EditMemory]:
+    backbone = tr.load("testbed", device=str(device))
+    memory = tr.EditMemory(backbone)
+    for fact in demo_split().forget:
+        memory.replace(fact, ANSWER)
     return backbone, memory
 
 
 def _testbed(setup: Setup, canvas: int, what: str) -> Case:
-    """Decode four questions, with the memory and without; ``held out`` ones must come out the same."""
+    """Decode four questions, with the memory and without; those that name no candidate must come out the same."""
     with torch.inference_mode(False):
-        backbone, memory = _demo_memory(setup.device)
-    split = demo_split()
-    prompts = [fact.prompt for fact in (split.held_out if what == "held out" else split.forget)[:4]]
+        backbone, memory = _edited(setup.device)
+    facts = demo_split().held_out if what == "none named" else demo_split().forget
+    prompts = [fact.prompt for fact in facts[:4]]
 
     def plain() -> list[str]:
         return generate(backbone, prompts, canvas=canvas, config=SamplerConfig(steps=canvas))
 
     def edited() -> list[str]:
-        with memory.attached(backbone):
+        with memory.attached():
             return plain()
 
     def steps() -> Iterator[Call]:
@@ -137,14 +139,14 @@ def _testbed(setup: Setup, canvas: int, what: str) -> Case:
             while not loop.done:
                 yield loop.advance
 
-    truth = plain() if what == "held out" else edited()
+    truth = plain() if what == "none named" else edited()
 
     def error(texts: list[str]) -> float:
         return sum(a != b for a, b in zip(texts, truth, strict=True)) / len(truth)
 
     rivals = {
         "no memory": Rival(plain, allowed=1.0, parts=lambda: zip(repeat(nullcontext()), steps())),
-        "timerome": Rival(edited, torch=False, parts=lambda: zip(repeat(memory.attached(backbone)), steps())),
+        "timerome": Rival(edited, torch=False, parts=lambda: ((memory.attached(), step) for step in steps())),
     }
     tokens = len(prompts) * (canvas + 16)
     parameters = sum(p.numel() for p in backbone.model.parameters())
@@ -162,8 +164,8 @@ def _stand(setup: Setup, name: str, tokens: int, n: int) -> Case:
     mask = torch.arange(tokens, device=setup.device)[None] >= tokens // 2
     site = model.blocks[blocks // 2]
 
-    def edit(module: nn.Module, inputs: Any, out: Tensor) -> None:
-        sparse_lowrank_residual_(out, keys, coef, values, alpha=ALPHA, sparsity=0.9, row_mask=mask)
+    def edit(module: nn.Module, inputs: Any, out: Tensor) -> Tensor:
+        return sparse_lowrank_residual(out, keys, coef, values, alpha=ALPHA, sparsity=0.9, row_mask=mask)
 
     def edit_in_torch(module: nn.Module, inputs: Any, out: Tensor) -> Tensor:
         r = (out.float() @ keys.float().mT) @ coef @ values.float()

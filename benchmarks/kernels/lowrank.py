@@ -9,14 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops import (
-    kept_count,
-    sparse_lowrank_residual,
-    sparse_lowrank_residual_,
-    sparsify_add,
-    sparsify_add_,
-    sparsify_add_reference,
-)
+from timerome.ops import kept_count, sparse_lowrank_residual, sparsify_add, sparsify_add_, sparsify_add_reference
+
 from .cases import Benchmark, Case, Rival, Setup
 from .compiled import compiled
 
@@ -82,22 +76,7 @@ def make(setup: Setup, t: int, d: int, n: int, q: float, share: float | str) -> 
         wrong = (out[some].double() - truth).abs() > tolerance * scale
         return float(wrong.double().mean())
 
-    scratch = h.clone()
-
-    def in_place_checked() -> Tensor:
-        changed = h.clone()
-        sparse_lowrank_residual_(changed, keys, coef, values, **options)
-        return changed
-
-    def in_place() -> Tensor:
-        # So small a strength leaves scratch as it is: else it would grow from call to call, and pass no gate any more.
-        sparse_lowrank_residual_(scratch, keys, coef, values, **{**options, "alpha": 1e-30})
-        return scratch
-
-    rivals = {
-        "timerome": Rival(lambda: sparse_lowrank_residual(h, keys, coef, values, **options), torch=False),
-        "timerome, in place": Rival(_first(in_place_checked, in_place), torch=False),
-    }
+    rivals = {"timerome": Rival(lambda: sparse_lowrank_residual(h, keys, coef, values, **options), torch=False)}
     if setup.device.type == "cuda":  # what one pass takes at this size, at which no copy reaches the device's ceiling
         rivals["copy of h"] = Rival(lambda: torch.empty_like(h).copy_(h), torch=False, allowed=1.0)
     for name, function in _eager(k == d, tau is not None).items():

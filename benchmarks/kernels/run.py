@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
-from .._backend import backend_info
-from .._files import write_text
-from ..progress import SILENT, Progress
+from timerome._backend import backend_info
+from timerome._files import write_text
+from timerome.progress import SILENT, Progress
+
 from .cases import Benchmark, Setup, rows_of
 from .lowrank import EPILOGUE, LOWRANK
 from .plot import draw
@@ -71,15 +72,15 @@ def run(
         ValueError: there is no such benchmark, device, dtype or grid.
     """
     if name not in BENCHMARKS:
-        raise ValueError(f"bench: expected one of {', '.join(BENCHMARKS)}, got {name!r}.")
+        raise ValueError(f"kernels: expected one of {', '.join(BENCHMARKS)}, got {name!r}.")
     if grid not in ("quick", "normal", "full"):
-        raise ValueError(f"bench: expected grid quick, normal or full, got {grid!r}.")
+        raise ValueError(f"kernels: expected grid quick, normal or full, got {grid!r}.")
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"bench: {device!r} is not there; torch {torch.__version__} sees no CUDA device.")
+        raise ValueError(f"kernels: {device!r} is not there; torch {torch.__version__} sees no CUDA device.")
     benchmark, where = BENCHMARKS[name], torch.device(device)
     kind = dtype or ("bfloat16" if where.type == "cuda" else "float32")
     if kind not in ("float32", "bfloat16", "float16"):
-        raise ValueError(f"bench: expected dtype float32, bfloat16 or float16, got {dtype!r}.")
+        raise ValueError(f"kernels: expected dtype float32, bfloat16 or float16, got {dtype!r}.")
     setup = Setup(where, getattr(torch, kind), seed)
     about = _about(where, kind, seed)
     path = out / f"{name}.{where.type}.csv"

@@ -31,7 +31,7 @@ def figure_of(benchmark: Benchmark, rows: Sequence[dict[str, Any]], about: dict[
 
     Args:
         benchmark: whose rows these are.
-        rows: with ``speedup``, as :func:`timerome.bench.run` returns them.
+        rows: with ``speedup``, as :func:`benchmarks.kernels.run` returns them.
         about: ``device``, ``threads`` and ``dtype``, for the title.
     """
     from matplotlib import colormaps

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops import cholesky_append, cholesky_delete, ridge_cholesky
+from timerome.ops import cholesky_append, cholesky_delete, ridge_cholesky
+
 from .cases import Benchmark, Case, Rival, Setup
 
 RIDGE = 1e-3

@@ -1,9 +1,0 @@
-"""``ridge_cholesky`` against its rivals; CSV, plot and what it was measured on go to benchmarks/results.
-
-python -m benchmarks.bench_ridge_cholesky [--device cuda] [--grid quick|normal|full] [--threads N]
-"""
-
-from benchmarks.kernels import main
-
-if __name__ == "__main__":
-    main("ridge_cholesky")

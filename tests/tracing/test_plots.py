@@ -7,9 +7,7 @@ import pytest
 from PIL import Image
 
 import timerome as tr
-from tests.tiny import planted, tiny_facts, tiny_llada
-from timerome.diffusion import SamplerConfig
-from timerome.facts import FactError
+from tests.tiny import planted, tiny_facts
 from timerome.tracing.plots.drawing import two_digits
 
 
@@ -53,42 +51,6 @@ def test_small_maps_hold_every_fact_and_cell(trace, tmp_path):
 def test_an_unknown_kind_is_refused(trace, tmp_path):
     with pytest.raises(ValueError, match="kind"):
         trace.plot(tmp_path / "t.png", kind="pie")
-
-
-def test_a_film_shows_three_runs_to_their_end(tmp_path):
-    """In the planted model restoring its site brings the answer back that another subject took away."""
-    fact = tiny_facts(1)[0]
-    tracer = tr.CausalTracer(planted(), corruption="mask", sampler=SamplerConfig(steps=3))
-    path = tracer.film(fact, tr.Coordinate(1, "attn", 0, "object"), tmp_path / "film.html")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["film.csv", "film.gif", "film.html"]
-    rows = rows_of(path)
-    ends = {
-        run: [r["token"] for r in rows if r["run"] == run and r["step"] == "3"]
-        for run in ("clean", "corrupted", "restored")
-    }
-    assert ends["clean"] == ends["restored"] == fact.object.split() != ends["corrupted"]
-    assert {r["state"] for r in rows if r["step"] == "0"} == {"masked"}
-    assert {r["restoring"] for r in rows if r["run"] != "restored"} == {"False"}
-    with Image.open(path.with_suffix(".gif")) as film:
-        assert film.n_frames == 4
-    page = path.read_text()
-    assert all(word in page for word in (fact.prompt, fact.object, "attn.1 @ step 0, object", "end of text"))
-    assert page.count("<article") == 4 and page.count("<section") == 12 and "http" not in page
-
-
-def test_a_film_names_what_is_wrong(tmp_path):
-    fact = tiny_facts(1)[0]
-    tracer = tr.CausalTracer(tiny_llada(), corruption="mask", canvas=2)
-    with pytest.raises(FactError, match="canvas"):
-        tracer.film(fact, tr.Coordinate(1), tmp_path / "film.html")
-    tracer = tr.CausalTracer(tiny_llada(), corruption="mask")
-    with pytest.raises(ValueError, match=r"\.html"):
-        tracer.film(fact, tr.Coordinate(1), tmp_path / "film.gif")
-    with pytest.raises(ValueError, match="takes 3 steps"):
-        tracer.film(fact, tr.Coordinate(1, step=3), tmp_path / "film.html")
-    with pytest.raises(ValueError, match="1 draws"):
-        tracer.film(fact, tr.Coordinate(1), tmp_path / "film.html", draw=1)
-    assert not list(tmp_path.iterdir())
 
 
 def test_what_rounds_to_nothing_has_no_sign():

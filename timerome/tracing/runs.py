@@ -204,7 +204,6 @@ class FactRuns:
         inputs: Sequence[CorruptedInput],
         runs: Sequence[tuple[int, Restoration | None]],
         progress: Callable[[int], None] = lambda step: None,
-        states: list[Tensor] | None = None,
     ) -> Scores:
         """Make corrupted and restored runs.
 
@@ -213,7 +212,6 @@ class FactRuns:
             inputs: draws of the corruption.
             runs: one (draw, what is restored) a run; None restores nothing: the corrupted run.
             progress: told after each step.
-            states: gets what the runs saw at each step, ``(R, L)``, and how they end.
 
         Returns:
             Scores of R runs, in order. With ``commits="teacher"`` a run's step does not depend on those before, so a
@@ -232,8 +230,6 @@ class FactRuns:
         for step in range(clean.steps):
             if teacher:
                 ids = torch.where(self._canvas, clean.states[step], ids)
-            if states is not None:
-                states.append(ids)
             masked[:, step] = (ids[:, self._canvas][:, : self.object_length] == self.backbone.mask_id).cpu().numpy()
             made = [i for i, (_, r) in enumerate(runs) if not teacher or r is None or r.step == step]
             restoring = [r if teacher else self._active(r, step) for r in (runs[i][1] for i in made)]
@@ -257,8 +253,6 @@ class FactRuns:
                 if not teacher:
                     ids = moved[torch.as_tensor(row_of, device=device)]
             progress(step)
-        if states is not None:
-            states.append(torch.where(self._canvas, clean.final, ids) if teacher else ids)
         return Scores(log_prob, log_rank, masked)
 
     def places(self, ids: Tensor, role: Role) -> Tensor:

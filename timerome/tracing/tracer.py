@@ -13,7 +13,7 @@ import torch
 
 from .._version import __version__
 from ..backbones import Backbone
-from ..coordinates import MODULES, Coordinate, Module, Role, Site
+from ..coordinates import MODULES, Module, Role, Site
 from ..diffusion import DenoisingLoop, Encoded, SamplerConfig, encode
 from ..facts import Fact, FactError
 from ..functional.effects import SCORES, Floats
@@ -21,7 +21,7 @@ from .checkpoint import Checkpoint
 from .corrupted_inputs import CorruptedInput, Corruption, corrupted_inputs
 from .one_fact import OneFact
 from .result import Effect, TraceResult
-from .runs import FactRuns, Restoration, Window, in_window
+from .runs import FactRuns, Window, in_window
 from .settings import Commits, Tokens, TraceSettings
 from .shards import ALONE, Shard
 
@@ -173,7 +173,7 @@ class CausalTracer:
         """What the result depends on beside model and facts, JSON-ready."""
         return self._settings.to_dict()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def trace(
         self, facts: Iterable[Fact], *, checkpoint: str | Path | None = None, shard: Shard = ALONE
     ) -> TraceResult:
@@ -234,43 +234,6 @@ class CausalTracer:
             merged = shard.merged({i: [None if np.isnan(x) else x for x in pair] for i, pair in found.items()})
             result.permuted[:] = np.array([merged[i] for i in result.facts], dtype=np.float64)
         return result
-
-    @torch.inference_mode()
-    def film(self, fact: Fact, coordinate: Coordinate, path: str | Path, *, draw: int = 0) -> Path:
-        """Show one fact's denoising, step by step: the clean, the corrupted and the restored run side by side.
-
-        Args:
-            fact: the fact; its noise has the standard deviation of its own subject's embeddings.
-            coordinate: what is restored, with this tracer's window, layer window and corruption.
-            path: of the page, ``.html``; an animated picture, ``.gif``, and the data, ``.csv``, go beside it.
-            draw: which draw of the corruption.
-
-        Returns:
-            The path of the page.
-
-        Raises:
-            FactError: the fact has no subject in its prompt, or its object does not fit the canvas.
-            ValueError: the path does not end in ``.html``, the coordinate's step is beyond the fact's last one, or the
-                corruption has no such draw.
-        """
-        from .plots.film import film_of, write_film
-
-        path = Path(path)
-        if path.suffix != ".html":
-            raise ValueError(f"CausalTracer.film: expected a path that ends in .html, got {path}.")
-        settings = self._settings
-        length = int(encode(self.backbone, fact).canvas.sum())
-        sequence = encode(self.backbone, fact, canvas=settings.canvas)
-        inputs = corrupted_inputs(
-            self.backbone, [sequence], settings.corruption, noise_scale=settings.noise_scale,
-            draws=max(settings.draws, draw + 1), seed=settings.seed,
-        )[0]  # fmt: skip
-        if draw >= len(inputs):
-            raise ValueError(f"CausalTracer.film: {settings.corruption!r} has {len(inputs)} draws here, got {draw}.")
-        sites = settings.restored_with(coordinate.site, self.backbone.n_layers)
-        restoration = Restoration(sites, coordinate.role, coordinate.step)
-        film = film_of(self._runs(sequence, length), inputs[draw], restoration, str(coordinate))
-        return write_film(film, fact, path)
 
     def _share(
         self,

@@ -1,4 +1,4 @@
-"""Pictures of a trace. Each is a PNG (or GIF, HTML) with its data as CSV beside it, and reads in greyscale."""
+"""Pictures of a trace. Each is a PNG with its data as CSV beside it, and reads in greyscale."""
 
 from __future__ import annotations
 

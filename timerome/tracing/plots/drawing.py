@@ -57,11 +57,6 @@ def write(figure: Figure, path: Path, rows: Sequence[Mapping[str, Any]]) -> Path
     FigureCanvasAgg(figure)
     with whole(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
-    return write_csv(path, rows)
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Write ``rows`` beside ``path`` as CSV; return ``path``."""
     with whole(path.with_suffix(".csv")) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import timerome as tr
-from tests.callbacks.loops import count_hooks
+from tests.lightning.loops import count_hooks
 from tests.tiny import EOS, MASK, tiny_dream, tiny_llada
 from timerome.hooks import HookNeverFiredError, Hooks, capture
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from .backbones import load as load
     from .backbones import register as register
     from .backbones import wrap as wrap
-    from .callbacks import EditCallback as EditCallback
-    from .callbacks import TraceCallback as TraceCallback
     from .coordinates import Coordinate as Coordinate
     from .coordinates import Site as Site
     from .diffusion import SamplerConfig as SamplerConfig
@@ -27,11 +25,13 @@ if TYPE_CHECKING:
     from .diffusion import log_likelihood as log_likelihood
     from .facts import Fact as Fact
     from .facts import FactSet as FactSet
+    from .lightning import EditCallback as EditCallback
+    from .lightning import EditModule as EditModule
+    from .lightning import TraceCallback as TraceCallback
     from .memory import BankConfig as BankConfig
     from .memory import Calibration as Calibration
     from .memory import EditMemory as EditMemory
     from .memory import Gate as Gate
-    from .modules import EditModule as EditModule
     from .tracing import CausalTracer as CausalTracer
     from .tracing import TraceResult as TraceResult
 
@@ -43,15 +43,15 @@ _HOMES = {
     "Calibration": "memory",
     "CausalTracer": "tracing",
     "Coordinate": "coordinates",
-    "EditCallback": "callbacks",
+    "EditCallback": "lightning",
     "EditMemory": "memory",
-    "EditModule": "modules",
+    "EditModule": "lightning",
     "Fact": "facts",
     "FactSet": "facts",
     "Gate": "memory",
     "SamplerConfig": "diffusion",
     "Site": "coordinates",
-    "TraceCallback": "callbacks",
+    "TraceCallback": "lightning",
     "TraceResult": "tracing",
     "backend_info": "_backend",
     "generate": "diffusion",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import timerome as tr
 from tests.backbones.models.loops import OWN
-from tests.callbacks.loops import count_hooks, gated_memory, shared_memory
+from tests.lightning.loops import count_hooks, gated_memory, shared_memory
 from tests.tiny import MASK, decoded_facts, tiny_facts
 from timerome.diffusion import encode
 from timerome.hooks import Hooks

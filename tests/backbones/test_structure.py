@@ -8,7 +8,7 @@ from torch import Tensor
 
 import timerome as tr
 from tests.backbones.models import Model
-from tests.callbacks.loops import count_hooks
+from tests.lightning.loops import count_hooks
 from tests.tiny import EOS, MASK, VOCAB, TinyTokenizer
 from timerome.coordinates import MODULES
 from timerome.hooks import Hooks, capture

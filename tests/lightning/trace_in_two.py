@@ -1,4 +1,4 @@
-"""Traces in two processes: ``python -m tests.callbacks.two_processes FOLDER``; run by test_trace.py."""
+"""Traces in two processes: ``python -m tests.lightning.trace_in_two FOLDER``; run by test_trace_callback.py."""
 
 import sys
 from pathlib import Path
@@ -7,8 +7,8 @@ import torch
 from lightning.pytorch import Trainer
 
 import timerome as tr
-from tests.callbacks.loops import TheirLoop, loader
-from tests.callbacks.test_trace import ARGS
+from tests.lightning.loops import TheirLoop, loader
+from tests.lightning.test_trace_callback import ARGS
 from tests.tiny import planted, tiny_facts
 
 

@@ -54,7 +54,7 @@ class EditModule(LightningModule):
         backbone: the model.
         memory: an edit memory or the path of its file; None leaves the model as it is.
         canvas: answer positions that text is decoded on.
-        sampler: how they are unmasked. Its seed also draws the masks of the likelihood.
+        config: how they are unmasked. Its seed also draws the masks of the likelihood.
         estimator: of the likelihood, see :func:`timerome.log_likelihood`.
         samples: mask draws an answer.
 
@@ -70,8 +70,8 @@ class EditModule(LightningModule):
     Example:
         >>> import timerome as tr
         >>> from lightning.pytorch import Trainer
-        >>> from timerome.modules import fact_loader
-        >>> module = tr.EditModule(tr.load("testbed"), canvas=2, sampler=tr.SamplerConfig(steps=2))
+        >>> from timerome.lightning import fact_loader
+        >>> module = tr.EditModule(tr.load("testbed"), canvas=2, config=tr.SamplerConfig(steps=2))
         >>> fact = tr.Fact(id="kenya", prompt="The capital city of Kenya is", subject="Kenya", object="Nairobi")
         >>> quiet = dict(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
         >>> trainer = Trainer(enable_model_summary=False, **quiet)
@@ -86,7 +86,7 @@ class EditModule(LightningModule):
         memory: EditMemory | str | Path | None = None,
         *,
         canvas: int = 64,
-        sampler: SamplerConfig | None = None,
+        config: SamplerConfig | None = None,
         estimator: Estimator = "elbo_sum",
         samples: int = 16,
     ) -> None:
@@ -98,7 +98,7 @@ class EditModule(LightningModule):
         self.backbone = backbone
         self.model = backbone.model
         self.memory = EditMemory.load(memory, backbone) if isinstance(memory, (str, Path)) else memory
-        self.canvas, self.sampler = canvas, sampler or SamplerConfig()
+        self.canvas, self.config = canvas, config or SamplerConfig()
         self.estimator, self.samples = estimator, samples
         self._attachment: Attachment | None = None
 
@@ -107,11 +107,11 @@ class EditModule(LightningModule):
         if isinstance(batch, str) or not all(isinstance(item, (str, Fact)) for item in batch):
             raise TypeError(
                 f"EditModule.predict_step: expected a list of prompts or of facts, got {_kinds(batch)}; "
-                "load facts with timerome.modules.fact_loader."
+                "load facts with timerome.lightning.fact_loader."
             )
         prompts = [item if isinstance(item, str) else item.prompt for item in batch]
         with self._edited():
-            return generate(self.backbone, prompts, canvas=self.canvas, config=self.sampler)
+            return generate(self.backbone, prompts, canvas=self.canvas, config=self.config)
 
     def test_step(self, batch: Sequence[Fact], batch_idx: int = 0, dataloader_idx: int = 0) -> dict[str, float]:
         """Measure a batch of facts; log and return the means."""
@@ -158,7 +158,7 @@ class EditModule(LightningModule):
         if isinstance(batch, Fact) or not all(isinstance(item, Fact) for item in batch):
             raise TypeError(
                 f"EditModule.{stage}: expected a list of facts, got {_kinds(batch)}; load them with "
-                "timerome.modules.fact_loader."
+                "timerome.lightning.fact_loader."
             )
         with self._edited():
             before = self._attachment.hits.total() if self._attachment else 0
@@ -167,9 +167,9 @@ class EditModule(LightningModule):
                 batch,
                 estimator=self.estimator,
                 samples=self.samples,
-                seed=self.sampler.seed,
+                seed=self.config.seed,
                 canvas=self.canvas,
-                sampler=self.sampler,
+                sampler=self.config,
             )
         values = {f"{stage}/{name}": found.mean(name) for name in ("log_prob", "exact", "rouge_recall")}
         if self._attachment is not None:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import timerome as tr
-from tests.callbacks.loops import TheirLoop, count_hooks, loader, shared_memory, trainer
+from tests.lightning.loops import TheirLoop, count_hooks, loader, shared_memory, trainer
 from tests.tiny import planted, tiny_facts
-from timerome.callbacks.trace import shard_of
+from timerome.lightning.trace_callback import shard_of
 from timerome.tracing import Shard
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -97,7 +97,7 @@ def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
     """Two gloo processes, made by a Trainer with ``ddp``; each has the whole result, and each kept its own share."""
     whole = tr.CausalTracer(planted(layer=1), **ARGS).trace(tiny_facts(5))
     run = subprocess.run(
-        [sys.executable, "-m", "tests.callbacks.two_processes", str(tmp_path)],
+        [sys.executable, "-m", "tests.lightning.trace_in_two", str(tmp_path)],
         cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-2000:]

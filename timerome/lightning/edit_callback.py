@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,22 +9,29 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch.utils.data import default_collate
 
 from ..backbones import Backbone
 from ..memory import Attachment, EditMemory
-from .backbone_of import backbone_of
+from .finding import find_backbone
 
-Select = Callable[[Any], Sequence[Iterable[str] | None]]
+Select = Callable[[Any], Sequence[Iterable[str] | None] | None]
 
 
 class EditCallback(Callback):
     """Let an edit memory act in a predict, test or validate loop; the loop's module stays as it is.
 
-    The backbone is, in this order: ``backbone``, ``pl_module.backbone``, ``pl_module.model`` wrapped together with
-    ``pl_module.tokenizer``. ``setup`` reads the file. The hooks are attached when the loop starts, since only then have
-    weights been restored from ``ckpt_path`` and moved to their device; they are removed in ``teardown``, and in
-    ``on_exception``, which is all that runs after an error. Several callbacks with different memories act in the order
-    in which the Trainer has them.
+    The model is found among the module's attributes, wherever it is; in this order: ``backbone``; a
+    :class:`timerome.Backbone`; the submodule that the memory was made on; the only submodule that a record of
+    :mod:`timerome.backbones` recognises. Where it was found is said when a loop starts. A tokenizer among the
+    attributes is used; none is needed to apply edits.
+
+    ``setup`` reads the file. The hooks are attached when the loop starts, since only then have weights been restored
+    from ``ckpt_path`` and moved to their device; they are removed in ``teardown``, and in ``on_exception``, which is
+    all that runs after an error. Several callbacks with different memories act in the order in which the Trainer has
+    them.
 
     In test and validate loops, what the memory did in this run is logged when the epoch ends, summed over processes:
     ``edit/NAME/rows``, ``edit/NAME/fact/ID`` and ``edit/NAME/step/N``, in rows edited. Predict loops cannot log;
@@ -39,29 +44,33 @@ class EditCallback(Callback):
         memory: the memory, or the path of its file.
         backbone: what it acts on; found in the module by default.
         select: which edits each row of a batch may have: the name of the batch's column that holds it, or a function of
-            the batch that returns it. For each row the ids of edits, none for an empty list, all for None. A row gate
-            still decides whether the row is given them.
-        name: tells callbacks apart in logs and checkpoints; by default the file's path (its stem in logs), or a digest
-            of the memory.
+            the batch that returns it. For each row the ids of edits, or one id; none for an empty list, all for None.
+            What the edit itself asks of a row to act on it, it still asks.
+        name: tells callbacks apart in logs and checkpoints; by default the file's path (its stem in logs), or the
+            digest that the memory had when the callback was made.
 
     Raises:
         TypeError: ``memory`` is neither a memory nor a path.
+        UnknownArchitectureError: no model is found.
+        ValueError: several are found, or edits are named for other rows than a batch has.
+        MemoryMismatchError: the memory was made on another model.
         KeyError: a batch has no such column, or a row names an edit that is not there.
 
     Example:
         >>> import timerome as tr
         >>> from lightning.pytorch import Trainer
-        >>> from timerome.modules import fact_loader
+        >>> from timerome.lightning import fact_loader
         >>> backbone = tr.load("testbed")
         >>> fact = tr.Fact(id="kenya", prompt="The capital city of Kenya is", subject="Kenya", object="Nairobi")
-        >>> memory = tr.EditMemory.build(backbone, [fact], coordinate=tr.Coordinate(3))
-        >>> edit = tr.EditCallback(memory, name="forget-kenya")
+        >>> memory = tr.EditMemory(backbone)
+        >>> _ = memory.replace(fact, "Mombasa")
+        >>> edit = tr.EditCallback(memory, name="kenya")
         >>> quiet = dict(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
         >>> trainer = Trainer(callbacks=[edit], **quiet)
-        >>> module = tr.EditModule(backbone, canvas=2, sampler=tr.SamplerConfig(steps=2))
+        >>> module = tr.EditModule(backbone, canvas=2, config=tr.SamplerConfig(steps=2))
         >>> texts = trainer.predict(module, fact_loader([fact]))
-        >>> edit.hits_by_step
-        Counter({0: 1, 1: 1})
+        >>> list(edit.hits)
+        ['kenya']
     """
 
     def __init__(
@@ -77,7 +86,7 @@ class EditCallback(Callback):
         self.path = None if isinstance(memory, EditMemory) else Path(memory)
         self.memory = memory if isinstance(memory, EditMemory) else None
         self.backbone, self.select = backbone, select
-        key = name or (str(self.path) if self.path else _digest(memory))  # type: ignore[arg-type]
+        key = name or (memory.digest() if isinstance(memory, EditMemory) else str(self.path))
         self._key, self._label = key, name or (self.path.stem if self.path else key)
         self._attachment: Attachment | None = None
         self._hits: Counter[str] = Counter()
@@ -90,7 +99,7 @@ class EditCallback(Callback):
 
     @property
     def hits(self) -> Counter[str]:
-        """Rows edited in all runs so far, by fact id (``"*"`` for a memory without row gate)."""
+        """Rows edited in all runs so far, by edit id (``"*"`` for edits that act on every row together)."""
         return self._hits + (self._attachment.hits if self._attachment else Counter())
 
     @property
@@ -131,19 +140,19 @@ class EditCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Say which edits the batch's rows may have."""
-        self._select(batch)
+        self._select(trainer, batch, dataloader_idx)
 
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Say which edits the batch's rows may have."""
-        self._select(batch)
+        self._select(trainer, batch, dataloader_idx)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Say which edits the batch's rows may have."""
-        self._select(batch)
+        self._select(trainer, batch, dataloader_idx)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what the memory did."""
@@ -178,9 +187,12 @@ class EditCallback(Callback):
     def _attach(self, pl_module: LightningModule) -> None:
         self._detach()
         assert self.memory is not None
-        self._attachment = self.memory.attached(backbone_of(pl_module, self.backbone)).attach()
+        found = find_backbone(pl_module, self.backbone, fingerprint=self.memory.fingerprint, who="EditCallback")
+        self._attachment = self.memory.attached(found.backbone).attach()
+        n = len(self.memory.edits)
+        rank_zero_info(f"EditCallback: edits act on {found}, {n} edit{'' if n == 1 else 's'}")
 
-    def _select(self, batch: Any) -> None:
+    def _select(self, trainer: Trainer, batch: Any, dataloader_idx: int) -> None:
         if self.select is None or self._attachment is None:
             return
         if callable(self.select):
@@ -193,6 +205,8 @@ class EditCallback(Callback):
                 f"EditCallback: expected a batch with the column {self.select!r}, got {came}; give select a function "
                 "of the batch."
             )
+        if sets is not None:
+            sets = [[ids] if isinstance(ids, str) else ids for ids in _checked(sets, batch, trainer, dataloader_idx)]
         self._attachment.select(sets)
 
     def _detach(self) -> None:
@@ -208,22 +222,66 @@ class EditCallback(Callback):
         assert self.memory is not None
         rows, steps = self._attachment.hits, self._attachment.hits_by_step
         # Every process must log the same names, or their sums wait for each other.
-        n_steps = int(pl_module.all_gather(torch.tensor(max(steps, default=-1) + 1)).max())
-        ids = [edit.id for edit in self.memory.edits] if self.memory.gated else ["*"]
+        mine = torch.tensor([max(steps, default=-1) + 1, rows["*"]], device=pl_module.device)
+        n_steps, together = pl_module.all_gather(mine).reshape(-1, 2).amax(0).tolist()
         values = {
             "rows": rows.total(),
-            **{f"fact/{i}": rows[i] for i in ids},
+            **{f"fact/{i}": rows[i] for i in [edit.id for edit in self.memory.edits] + ["*"] * bool(together)},
             **{f"step/{n}": steps[n] for n in range(n_steps)},
         }
         for name, value in values.items():
             pl_module.log(f"edit/{self._label}/{name}", float(value), reduce_fx="sum", sync_dist=True)
 
 
-def _digest(memory: EditMemory) -> str:
-    facts, spared = [edit.fact.to_dict() for edit in memory.edits], [one.id for one in memory.spared]
-    about = [memory.settings.to_dict(), facts, memory.fingerprint, spared]
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
-    for edit in memory.edits:
-        for tensor in (edit.keys, edit.targets):
-            digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:12]
+def _checked(sets: Any, batch: Any, trainer: Trainer, dataloader_idx: int) -> Sequence[Any]:
+    """Return what was said of the rows, if it is said row by row as far as can be known."""
+    if isinstance(sets, (str, bytes, Mapping)) or not isinstance(sets, Sequence):
+        raise TypeError(
+            f"EditCallback: expected select to give a list with an entry for each row, got {type(sets).__name__}."
+        )
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (list, tuple)) else ()
+    as_it_came = any(part is sets for part in parts)
+    many = any(ids is not None and not isinstance(ids, str) for ids in sets)
+    if as_it_came and many and _collate(trainer, dataloader_idx) is default_collate:
+        raise ValueError(
+            "EditCallback: the loader's default_collate turns lists of ids by row into lists by place in the list; "
+            "give the DataLoader a collate_fn that leaves them as they are, or name one id a row, as a string."
+        )
+    rows = _rows(batch, sets)
+    if rows is not None and len(sets) != rows:
+        raise ValueError(
+            f"EditCallback: edits are named for {len(sets)} rows, but the batch has {rows}; name them for each row. "
+            "Does the loader's collate_fn keep lists as they are? torch's default_collate turns them."
+        )
+    return sets
+
+
+def _rows(batch: Any, sets: Any) -> int | None:
+    """How many rows a batch has, where its parts agree; None where that cannot be told."""
+    if isinstance(batch, torch.Tensor):
+        return len(batch) if batch.dim() else None
+    if isinstance(batch, Mapping):
+        parts = list(batch.values())
+    elif isinstance(batch, (list, tuple)):
+        if not any(isinstance(part, (torch.Tensor, list, tuple, Mapping)) for part in batch):
+            return len(batch)  # texts, facts
+        parts = list(batch)
+    else:
+        return None
+    tensors = {len(part) for part in parts if isinstance(part, torch.Tensor) and part.dim()}
+    lists = {len(part) for part in parts if isinstance(part, (list, tuple)) and part is not sets}
+    sizes = tensors or lists
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _collate(trainer: Trainer, dataloader_idx: int) -> Any:
+    """The function that made the batch, or None."""
+    loaders = (
+        trainer.predict_dataloaders
+        if trainer.predicting
+        else trainer.test_dataloaders
+        if trainer.testing
+        else trainer.val_dataloaders
+    )
+    flat = CombinedLoader(loaders, "sequential").flattened if loaders is not None else []
+    return getattr(flat[dataloader_idx], "collate_fn", None) if dataloader_idx < len(flat) else None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import timerome as tr
 from tests.backbones import published
-from tests.callbacks.loops import gated_memory
+from tests.lightning.loops import gated_memory
 from tests.tiny import MASK, TinyTokenizer, _randomise, tiny_facts
 
 pytestmark = pytest.mark.skipif(

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import timerome as tr
-from tests.callbacks.loops import count_hooks, gated_memory
+from tests.lightning.loops import count_hooks, gated_memory
 from tests.tiny import tiny_dream, tiny_facts, tiny_llada
-from timerome.adapters import harness
-from timerome.adapters.harness import HarnessLM
 from timerome.diffusion import encode
+from timerome.integrations import lm_eval as ours
+from timerome.integrations.lm_eval import HarnessLM
 
 
 @pytest.fixture(scope="module", params=[tiny_llada, tiny_dream])
@@ -160,7 +160,7 @@ def test_it_is_of_the_harnesss_class_where_there_is_a_harness(monkeypatch: pytes
     for name in ("lm_eval", "lm_eval.api", "lm_eval.api.model"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     sys.modules["lm_eval.api.model"].LM = LM  # type: ignore[attr-defined]
-    spec = importlib.util.spec_from_file_location("timerome.adapters.again", harness.__file__)
+    spec = importlib.util.spec_from_file_location("timerome.integrations.again", ours.__file__)
     assert spec is not None
     assert spec.loader is not None
     again = importlib.util.module_from_spec(spec)

@@ -63,7 +63,7 @@ class HarnessLM(LM):
     Example:
         >>> import timerome as tr
         >>> from types import SimpleNamespace
-        >>> from timerome.adapters.harness import HarnessLM
+        >>> from timerome.integrations.lm_eval import HarnessLM
         >>> model = HarnessLM(tr.load("testbed"))
         >>> asked = [("The capital city of Nigeria is", answer) for answer in (" Abuja", " Lagos")]
         >>> (right, greedy), (wrong, _) = model.loglikelihood([SimpleNamespace(args=pair) for pair in asked])

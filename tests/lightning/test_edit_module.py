@@ -11,11 +11,11 @@ from lightning.pytorch import Callback
 from torch.utils.data import DataLoader
 
 import timerome as tr
-from tests.callbacks.loops import count_hooks, gated_memory, shared_memory, trainer
+from tests.lightning.loops import count_hooks, gated_memory, shared_memory, trainer
 from tests.tiny import decoded_facts, planted, tiny_dream, tiny_facts, tiny_llada
 from timerome.diffusion import encode, generate, log_likelihood
+from timerome.lightning import fact_loader
 from timerome.memory import MemoryMismatchError
-from timerome.modules import fact_loader
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 
@@ -28,7 +28,7 @@ def backbone(request: pytest.FixtureRequest) -> tr.Backbone:
 
 
 def module_of(backbone: tr.Backbone, memory: tr.EditMemory | Path | None = None, **more: object) -> tr.EditModule:
-    return tr.EditModule(backbone, memory, **{"canvas": 3, "sampler": SAMPLER, "samples": 4, **more})
+    return tr.EditModule(backbone, memory, **{"canvas": 3, "config": SAMPLER, "samples": 4, **more})
 
 
 def test_predict_takes_prompts_or_facts(backbone: tr.Backbone) -> None:
@@ -67,7 +67,7 @@ def test_memory_acts_during_steps_and_only_then(backbone: tr.Backbone, monkeypat
         inside.append(count_hooks(backbone.model))
         return generate(*args, **more)
 
-    monkeypatch.setattr("timerome.modules.edit_module.generate", spy)
+    monkeypatch.setattr("timerome.lightning.edit_module.generate", spy)
     module, loop = module_of(backbone, memory), trainer(Between())
     texts = sum(loop.predict(module, fact_loader(facts)), [])
     with memory.attached(backbone):

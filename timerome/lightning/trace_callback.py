@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from ..backbones import Backbone
-from .backbone_of import backbone_of
+from .finding import find_backbone
 
 if TYPE_CHECKING:
     from ..facts import Fact
@@ -31,7 +32,7 @@ class TraceCallback(Callback):
         facts: what to trace.
         path: where to save the result; None keeps it in :attr:`result` only.
         checkpoint: file that keeps what is done, fact by fact, so that a stopped trace goes on.
-        backbone: what to trace; found in the module as ``EditCallback`` does by default.
+        backbone: what to trace; by default it is found in the module as by ``EditCallback``, and needs a tokenizer.
         tracer_args: arguments of :class:`timerome.CausalTracer`.
 
     Attributes:
@@ -40,11 +41,11 @@ class TraceCallback(Callback):
     Example:
         >>> import timerome as tr
         >>> from lightning.pytorch import Trainer
-        >>> from timerome.modules import fact_loader
+        >>> from timerome.lightning import fact_loader
         >>> fact = tr.Fact(id="kenya", prompt="The capital city of Kenya is", subject="Kenya", object="Nairobi")
         >>> trace = tr.TraceCallback([fact], modules=["block"], roles=["object"], draws=1)
         >>> quiet = dict(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
-        >>> module = tr.EditModule(tr.load("testbed"), canvas=2, sampler=tr.SamplerConfig(steps=2))
+        >>> module = tr.EditModule(tr.load("testbed"), canvas=2, config=tr.SamplerConfig(steps=2))
         >>> texts = Trainer(callbacks=[trace], **quiet).predict(module, fact_loader([fact]))
         >>> [str(site) for site in trace.result.sites[:2]]
         ['block.0', 'block.1']
@@ -83,7 +84,10 @@ class TraceCallback(Callback):
             return
         from ..tracing import CausalTracer
 
-        tracer = CausalTracer(backbone_of(pl_module, self.backbone), **self.tracer_args)
+        found = find_backbone(pl_module, self.backbone, who="TraceCallback")
+        tracer = CausalTracer(found.backbone, **self.tracer_args)
+        n = len(self.facts)
+        rank_zero_info(f"TraceCallback: traces {found}, {n} fact{'' if n == 1 else 's'}")
         shard = shard_of(trainer)
         writes = trainer.is_global_zero
         # A process that traces its own facts keeps them; of those that all trace the same, one does.

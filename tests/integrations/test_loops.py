@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import timerome as tr
-from tests.adapters.loops import BlockConfig, BlockSampler, cached_dream, cached_generate, padded_llada
-from tests.callbacks.loops import count_hooks, gated_memory, shared_memory
+from tests.integrations.loops import BlockConfig, BlockSampler, cached_dream, cached_generate, padded_llada
+from tests.lightning.loops import count_hooks, gated_memory, shared_memory
 from tests.tiny import EOS, MASK, tiny_facts, tiny_llada
 from timerome.memory.rows import RowTracker
 

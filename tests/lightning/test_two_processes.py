@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.modules.two_processes import measured, sharded
+from tests.lightning.module_in_two import measured, sharded
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 
@@ -17,7 +17,7 @@ def in_two(folder: Path, kind: str) -> list[dict[str, Any]]:
     """Run the script; return what each rank wrote."""
     folder.mkdir()
     run = subprocess.run(
-        [sys.executable, "-m", "tests.modules.two_processes", str(folder), kind],
+        [sys.executable, "-m", "tests.lightning.module_in_two", str(folder), kind],
         cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-2000:]

@@ -1,4 +1,4 @@
-"""Two processes: ``python -m tests.modules.two_processes FOLDER ddp|sharded``; run by test_two_processes.py."""
+"""Two processes: ``python -m tests.lightning.module_in_two FOLDER ddp|sharded``; run by test_two_processes.py."""
 
 import json
 import sys
@@ -10,9 +10,9 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.fsdp import fully_shard
 
 import timerome as tr
-from tests.callbacks.loops import QUIET, gated_memory, shared_memory
+from tests.lightning.loops import QUIET, gated_memory, shared_memory
 from tests.tiny import tiny_facts, tiny_llada
-from timerome.modules import fact_loader
+from timerome.lightning import fact_loader
 
 
 def measured(folder: Path, **where: object) -> dict[str, float]:
@@ -20,7 +20,7 @@ def measured(folder: Path, **where: object) -> dict[str, float]:
     torch.set_num_threads(1)
     backbone = tiny_llada()
     memory = gated_memory(backbone, slice(0, 2))
-    module = tr.EditModule(backbone, memory, canvas=3, sampler=tr.SamplerConfig(steps=3), samples=4)
+    module = tr.EditModule(backbone, memory, canvas=3, config=tr.SamplerConfig(steps=3), samples=4)
     trainer = Trainer(**{**QUIET, **where, "default_root_dir": folder})
     [metrics] = trainer.test(module, fact_loader(tiny_facts(4), 2), verbose=False)
     texts = trainer.predict(module, fact_loader(tiny_facts(4), 2))
@@ -44,7 +44,7 @@ def sharded(folder: Path, **where: object) -> None:
     """Answer with a memory without row gate, and be refused with one that has it."""
     torch.set_num_threads(1)
     backbone = tiny_llada()
-    how = {"canvas": 3, "sampler": tr.SamplerConfig(steps=3)}
+    how = {"canvas": 3, "config": tr.SamplerConfig(steps=3)}
     kind = Sharded if where else tr.EditModule
     module = kind(backbone, shared_memory(backbone, slice(0, 2)), **how)
     gated = gated_memory(backbone, slice(0, 2))

@@ -12,11 +12,11 @@ from lightning.pytorch import Callback, LightningModule
 from torch.utils.data import DataLoader
 
 import timerome as tr
-from tests.callbacks.loops import TheirLoop, count_hooks, gated_memory, loader, masked_rows, shared_memory, trainer
+from tests.lightning.loops import TheirLoop, count_hooks, gated_memory, loader, masked_rows, shared_memory, trainer
 from tests.tiny import tiny_dream, tiny_facts, tiny_llada
 from timerome.diffusion import encode
+from timerome.lightning import fact_loader
 from timerome.memory import EditFileError, MemoryMismatchError
-from timerome.modules import fact_loader
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 
@@ -265,7 +265,7 @@ def test_select_finds_the_rows_of_prompts_of_mixed_lengths(backbone: tr.Backbone
     sets = [[facts[0].id], [], None, [facts[1].id]]
 
     def run_on(batch: list[tr.Fact], chosen: list[list[str] | None] | None) -> object:
-        module = tr.EditModule(backbone, canvas=3, sampler=tr.SamplerConfig(steps=3), samples=4)
+        module = tr.EditModule(backbone, canvas=3, config=tr.SamplerConfig(steps=3), samples=4)
         edit = tr.EditCallback(memory, select=lambda _: chosen)
         return run(stage, edit, module=module, data=fact_loader(batch, batch_size=4))
 

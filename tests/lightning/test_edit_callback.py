@@ -76,7 +76,8 @@ def test_two_memories_at_once(backbone: tr.Backbone) -> None:
     assert two.hits == alone.hits != {}  # rows are addressed by what the model says without any edit
     with first.attached(backbone), second.attached(backbone), torch.inference_mode():
         assert torch.equal(both, backbone.forward(masked_rows(backbone)))
-    assert one.state_key != two.state_key
+    assert one.state_key != two.state_key == alone.state_key
+    assert second.digest() in two.state_key
 
 
 def test_counts_and_logs_rows_by_fact_and_step(backbone: tr.Backbone, memory: tr.EditMemory) -> None:
@@ -173,32 +174,6 @@ def test_fit_is_refused(backbone: tr.Backbone, memory: tr.EditMemory) -> None:
     assert backbone.state_digest() == digest
 
 
-class NoModel(TheirLoop):
-    def __init__(self, backbone: tr.Backbone) -> None:
-        super().__init__(backbone)
-        self.net = self.model
-        del self.model
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.net(ids).logits
-
-
-def test_finds_the_backbone(backbone: tr.Backbone, memory: tr.EditMemory) -> None:
-    module = NoModel(backbone)
-    with pytest.raises(RuntimeError, match=r"NoModel\.backbone .*NoModel\.model .*backbone="):
-        run("predict", tr.EditCallback(memory), module=module, data=loader(backbone))
-    given = tr.EditCallback(memory, backbone=backbone)
-    run("predict", given, module=module, data=loader(backbone))
-    assert given.hits == {"tiny-0": 1}
-    module.backbone = backbone
-    named = tr.EditCallback(memory)
-    run("predict", named, module=module, data=loader(backbone))
-    assert named.hits == {"tiny-0": 1}
-    module.backbone, module.model = None, torch.nn.Linear(2, 2)
-    with pytest.raises(tr.backbones.UnknownArchitectureError):
-        run("predict", tr.EditCallback(memory), module=module, data=loader(backbone))
-
-
 def test_wrong_kind_of_memory() -> None:
     with pytest.raises(TypeError, match="EditMemory or a path, got list"):
         tr.EditCallback(tiny_facts(1))  # type: ignore[arg-type]
@@ -231,7 +206,64 @@ def test_each_row_has_the_edits_that_its_batch_names(backbone: tr.Backbone) -> N
         predict(select="edit")
     with pytest.raises(KeyError, match="no such edit"):
         predict(select=lambda batch: [["nobody"], None])
+    with pytest.raises(ValueError, match="named for 1 rows, but the batch has 2"):
+        predict(select=lambda batch: [["tiny-1"]])
+    with pytest.raises(ValueError, match="named for 4 rows, but the batch has 2"):
+        predict(select=lambda batch: batch["edits"] * 2)
+    for wrong in ("tiny-1", {"tiny-1": None}, 3):
+        with pytest.raises(TypeError, match="an entry for each row, got"):
+            predict(select=lambda batch, wrong=wrong: wrong)
     assert count_hooks(backbone.model) == 0
+
+
+class OfColumns(TheirLoop):
+    """Its batches have columns; the first is the ids."""
+
+    def predict_step(self, batch: object, batch_idx: int = 0) -> torch.Tensor:
+        parts = batch.values() if isinstance(batch, dict) else batch
+        return super().predict_step(next(iter(parts)), batch_idx)  # type: ignore[call-overload]
+
+    test_step = predict_step  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("stage", ["predict", "test"])
+@pytest.mark.parametrize("by_name", [True, False])
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ([["tiny-1"], ["tiny-0"]], "default_collate turns"),  # one entry for two rows, so that each would have both
+        ([["tiny-1", "tiny-0"]] * 2, "default_collate turns"),  # as many entries as rows, and still others' columns
+        ([[], []], "named for 0 rows, but the batch has 2"),
+    ],
+)
+def test_columns_that_the_loader_turns_are_refused(
+    backbone: tr.Backbone, stage: str, by_name: bool, named: list[list[str]], message: str
+) -> None:
+    memory, rows = gated_memory(backbone, slice(0, 2)), masked_rows(backbone, 2)
+    data = [{"ids": row, "edits": ids} if by_name else (row, ids) for row, ids in zip(rows, named, strict=True)]
+    edit = tr.EditCallback(memory, select="edits" if by_name else lambda batch: batch[1])
+    with pytest.raises(ValueError, match=message):
+        run(stage, edit, module=OfColumns(backbone), data=DataLoader(data, batch_size=2))  # type: ignore[arg-type]
+    assert count_hooks(backbone.model) == 0
+
+
+def test_columns_that_the_loader_leaves(backbone: tr.Backbone) -> None:
+    """One id a row, as a string; or lists, by a collate_fn that keeps them."""
+    memory, rows = gated_memory(backbone, slice(0, 2)), masked_rows(backbone, 2)
+
+    def hits(named: list[object], **more: object) -> dict[str, int]:
+        data = [{"ids": row, "edits": ids} for row, ids in zip(rows, named, strict=True)]
+        edit = tr.EditCallback(memory, select="edits")
+        run("predict", edit, module=OfColumns(backbone), data=DataLoader(data, batch_size=2, **more))  # type: ignore
+        return dict(edit.hits)
+
+    def keep(items: list[dict[str, object]]) -> dict[str, object]:
+        return {"ids": torch.stack([i["ids"] for i in items]), "edits": [i["edits"] for i in items]}  # type: ignore
+
+    assert hits(["tiny-1", "tiny-1"]) == {"tiny-1": 1}
+    assert hits(["tiny-0", "tiny-1"]) == {"tiny-0": 1, "tiny-1": 1}
+    assert hits([["tiny-0"], []], collate_fn=keep) == {"tiny-0": 1}
+    assert hits([("tiny-1",), ["tiny-0", "tiny-1"]], collate_fn=keep) == {"tiny-1": 1}
 
 
 def test_edits_come_and_go_between_batches(backbone: tr.Backbone) -> None:

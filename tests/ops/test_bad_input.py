@@ -24,7 +24,6 @@ from timerome.ops import (
     ridge_cholesky,
     ridge_cholesky_reference,
     sparse_lowrank_residual,
-    sparse_lowrank_residual_,
     sparse_lowrank_residual_reference,
     sparsify_add,
     sparsify_add_,
@@ -337,7 +336,7 @@ OPS = [
     Op("sparsify_add", (sparsify_add, sparsify_add_, sparsify_add_reference), for_sparsify_add(), of_sparsify_add),
     Op(
         "sparse_lowrank_residual",
-        (sparse_lowrank_residual, sparse_lowrank_residual_, sparse_lowrank_residual_reference),
+        (sparse_lowrank_residual, sparse_lowrank_residual_reference),
         for_residual(),
         of_residual,
     ),
@@ -396,8 +395,8 @@ def outcome(function, op, arguments):
     except NotPositiveDefiniteError as error:
         assert re.match(rf"{op}: .*not positive definite", str(error)), error
         return type(error)
-    if found is None or function.__name__ == "sparse_lowrank_residual_":  # the others return the hits with it
-        found = (arguments["h"], found)
+    if found is None:  # in place
+        found = arguments["h"]
     parts = [x for x in (found if isinstance(found, tuple) else (found,)) if isinstance(x, torch.Tensor)]
     return [x if x.is_meta else x.double() for x in parts]
 
@@ -426,11 +425,10 @@ def test_good_arguments_are_taken_and_give_numbers(op, data):
     """Empty ones, N = 0, T = 0, d = 0 and any layout: no refusal, no NaN, the same from every form of the op."""
     arguments = data.draw(op.arguments)
     before = {key: bits(x) for key, x in arguments.items()}
-    options = {"return_hits": True} if op.name == "sparse_lowrank_residual" else {}
     wanted = None
     for function in reversed(op.functions):  # the definition first
         given_arguments = copies(arguments) if function.__name__.endswith("_") else arguments
-        found = outcome(function, op.name, {**given_arguments, **({} if function.__name__.endswith("_") else options)})
+        found = outcome(function, op.name, given_arguments)
         assert not isinstance(found, type), found
         assert all(x.isfinite().all() for x in (solved(found) if op.name == "ridge_cholesky" else found))
         if wanted is not None:
@@ -467,11 +465,7 @@ def test_anything_is_taken_or_refused_and_by_every_form_alike(op, data):
         if isinstance(value, torch.Tensor) and value.is_floating_point():
             odd |= st.sampled_from([math.nan, math.inf, 0.0]).map(lambda x, like=value: torch.full_like(like, x))
         arguments[name] = data.draw(odd)
-    options = {"return_hits": True} if op.name == "sparse_lowrank_residual" else {}
-    outcomes = [
-        outcome(function, op.name, {**copies(arguments), **({} if function.__name__.endswith("_") else options)})
-        for function in op.functions
-    ]
+    outcomes = [outcome(function, op.name, copies(arguments)) for function in op.functions]
     for found in outcomes[:-1]:
         if not isinstance(found, type) and any(x.is_meta for x in found):
             continue  # the compiled ops give shapes without data; the definition need not
@@ -529,14 +523,10 @@ def test_strength_zero_hides_no_nan(sparsity):
         assert function(*arguments, alpha=0.0, sparsity=sparsity).isnan().any()
 
 
-@pytest.mark.parametrize("function", [sparsify_add_, sparse_lowrank_residual_])
-def test_memory_that_is_written_twice_is_refused(function):
+def test_memory_that_is_written_twice_is_refused():
     h = torch.zeros(1, 4).expand(3, 4)
-    arguments = {"r": torch.ones(3, 4), "k": 2} if function is sparsify_add_ else dict(
-        keys=torch.ones(1, 4), coef=torch.ones(1, 1), values=torch.ones(1, 4)
-    )  # fmt: skip
-    with pytest.raises(ValueError, match=f"^{function.__name__}: expected h to have memory .* got strides"):
-        function(h, **arguments)
+    with pytest.raises(ValueError, match="^sparsify_add_: expected h to have memory .* got strides"):
+        sparsify_add_(h, torch.ones(3, 4), 2)
     assert not h.any()
 
 
@@ -556,9 +546,8 @@ def test_device_mix_without_a_second_device(mode):
         edit = {"keys": zeros(3, 4), "coef": zeros(3, 3), "values": zeros(3, 4), "mean": zeros(4)}
         for name, tensor in edit.items():
             mixed = {**edit, name: tensor.to(here) if mode == "fake" else torch.zeros(tensor.shape)}
-            for function in (sparse_lowrank_residual, sparse_lowrank_residual_):
-                with pytest.raises(ValueError, match=f"^sparse_lowrank_residual: expected {name} on the device of h"):
-                    function(zeros(2, 4), **mixed)
+            with pytest.raises(ValueError, match=f"^sparse_lowrank_residual: expected {name} on the device of h"):
+                sparse_lowrank_residual(zeros(2, 4), **mixed)
         with pytest.raises(ValueError, match="^ridge_cholesky: expected "):
             torch.ops.timerome.ridge_cholesky(
                 zeros(2, 2, dtype=torch.float64), zeros(device=here, dtype=torch.float64), None
@@ -576,11 +565,8 @@ def test_the_half_for_gpus_takes_the_same(data):
     """Library products and the epilogue, as a GPU without our kernels runs them, on the same odd shapes."""
     arguments = data.draw(for_residual())
     arguments["values"] = arguments["values"].float()  # with bfloat16 ones, coefficients would be rounded, too
-    wanted = sparse_lowrank_residual_reference(**arguments, return_hits=True)
+    wanted = sparse_lowrank_residual_reference(**arguments)
     edit = _edit(**{"edit_set": None, "segments": None, **arguments})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_backend, "compiled_cuda", lambda: None)
-        found = _on_cuda(arguments["h"], edit, in_place=False)
-        changed = arguments["h"].clone()
-        result, hits = _on_cuda(changed, edit, in_place=True)
-    assert all(torch.equal(x, y) for x, y in zip((*found, result, hits), (*wanted, *wanted), strict=True))
+        assert torch.equal(_on_cuda(arguments["h"], *edit), wanted)

@@ -17,7 +17,6 @@ from timerome.ops.ridge_cholesky import ridge_cholesky as ridge_cholesky
 from timerome.ops.ridge_cholesky import ridge_cholesky_reference as ridge_cholesky_reference
 from timerome.ops.sparse_lowrank_residual import kept_count as kept_count
 from timerome.ops.sparse_lowrank_residual import sparse_lowrank_residual as sparse_lowrank_residual
-from timerome.ops.sparse_lowrank_residual import sparse_lowrank_residual_ as sparse_lowrank_residual_
 from timerome.ops.sparse_lowrank_residual import (
     sparse_lowrank_residual_reference as sparse_lowrank_residual_reference,
 )
@@ -39,7 +38,6 @@ __all__ = [
     "ridge_cholesky",
     "ridge_cholesky_reference",
     "sparse_lowrank_residual",
-    "sparse_lowrank_residual_",
     "sparse_lowrank_residual_reference",
     "sparsify_add",
     "sparsify_add_",

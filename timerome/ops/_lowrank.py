@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.library import Library
 
 from timerome import _backend
-from timerome.ops._arguments import check_alpha, check_writable
+from timerome.ops._arguments import check_alpha
 from timerome.ops.sparsify_add import DTYPES, new_result, write_cpu
 
 _NAME = "sparse_lowrank_residual"
@@ -24,12 +24,11 @@ _ARGUMENTS = (
 )
 
 _lib = Library("timerome", "FRAGMENT")
-_lib.define(f"{_NAME}(Tensor h, {_ARGUMENTS}) -> (Tensor, Tensor)", tags=torch.Tag.pt2_compliant_tag)
-_lib.define(f"{_NAME}_(Tensor(a!) h, {_ARGUMENTS}) -> Tensor", tags=torch.Tag.pt2_compliant_tag)
+_lib.define(f"{_NAME}(Tensor h, {_ARGUMENTS}) -> Tensor", tags=torch.Tag.pt2_compliant_tag)
 
 
 class Edit(NamedTuple):
-    """The arguments of the ops besides h."""
+    """The arguments of the op besides h."""
 
     keys: Tensor
     coef: Tensor
@@ -203,29 +202,27 @@ _BLOCK = 1 << 22  # entries of a block of rows: 16 MiB of float32; with fewer ro
 _FEW, _FEW_VALUES = 64, 64  # keys, values
 
 
-def _cpu(h: Tensor, edit: Edit, out: Tensor) -> Tensor:
-    """Write the result to out, which may be h; both are contiguous. Returns the hits."""
+def _cpu(h: Tensor, edit: Edit, out: Tensor) -> None:
+    """Write the result to out; both are contiguous."""
     own = _vectors()
     if own is not None and few_keys(h, edit):
-        return _few_keys_cpu(own, h, edit, out)
+        _few_keys_cpu(own, h, edit, out)
+        return
     if _all_of_it(h, edit):
         with full_float32("cpu"):
             x = rows_of(h) if edit.mean is None else rows_of(h) - edit.mean
             c = (x @ edit.keys.float().mT) @ edit.coef
             torch.addmm(rows_of(h), c, edit.values.float(), alpha=edit.alpha, out=rows_of(out))
-        return torch.full(h.shape[:-2], h.shape[-2], dtype=torch.int64)
+        return
     rows, result = rows_of(h), rows_of(out)
     mask = None if edit.row_mask is None else edit.row_mask.reshape(-1)
-    active = torch.zeros(rows.shape[0], dtype=torch.bool)
     bounds = bounds_of(edit)
     with full_float32("cpu"):
         for start, stop, s in _runs(h, edit):
             if s == -1:
-                _copy(rows, result, start, stop)
+                result[start:stop] = rows[start:stop]
                 continue
-            system = system_of(edit, s, bounds)
-            _edit_run(rows, result, active, start, stop, system, mask, edit)
-    return active.view(h.shape[:-1]).sum(-1)
+            _edit_run(rows, result, start, stop, system_of(edit, s, bounds), mask, edit)
 
 
 def _all_of_it(h: Tensor, edit: Edit) -> bool:
@@ -246,10 +243,10 @@ def few_keys(h: Tensor, edit: Edit) -> bool:
     return 0 < (edit.keys.shape[0] if edit.offsets is None else edit.max_keys) <= _FEW
 
 
-def _few_keys_cpu(c: ModuleType, h: Tensor, edit: Edit, out: Tensor) -> Tensor:
+def _few_keys_cpu(c: ModuleType, h: Tensor, edit: Edit, out: Tensor) -> None:
     """Do it all in one compiled pass."""
     bounds = bounds_of(edit)
-    hits = torch.zeros(h.shape[:-2], dtype=torch.int64)
+    hits = torch.zeros(h.shape[:-2], dtype=torch.int64)  # counted by the kernel; nobody asks
     mask = None if edit.row_mask is None else edit.row_mask.contiguous()
     mask_at = 0 if mask is None else mask.data_ptr()
     gated, tau = edit.gate_threshold is not None, edit.gate_threshold or 0.0
@@ -257,7 +254,7 @@ def _few_keys_cpu(c: ModuleType, h: Tensor, edit: Edit, out: Tensor) -> Tensor:
     code, threads = DTYPES[h.dtype], torch.get_num_threads()
     for start, stop, s in _runs(h, edit):
         if s == -1:
-            _copy(rows_of(h), rows_of(out), start, stop)
+            rows_of(out)[start:stop] = rows_of(h)[start:stop]
             continue
         keys, coef, values, mean = system_of(edit, s, bounds)
         keys, coef, values = keys.contiguous(), coef.contiguous(), values.contiguous()
@@ -267,7 +264,6 @@ def _few_keys_cpu(c: ModuleType, h: Tensor, edit: Edit, out: Tensor) -> Tensor:
             h_at, keys.data_ptr(), coef.data_ptr(), values.data_ptr(), 0 if mean is None else mean.data_ptr(), mask_at,
             out_at, hits_at, start, stop, length, d, n, m, m, edit.k, edit.alpha, tau, gated, code, threads,
         )  # fmt: skip
-    return hits
 
 
 def _runs(h: Tensor, edit: Edit) -> list[tuple[int, int, int | None]]:
@@ -289,15 +285,9 @@ def rows_of(h: Tensor) -> Tensor:
     return h.reshape(math.prod(h.shape[:-1]), h.shape[-1])
 
 
-def _copy(rows: Tensor, result: Tensor, start: int, stop: int) -> None:
-    if result.data_ptr() != rows.data_ptr():
-        result[start:stop].copy_(rows[start:stop])
-
-
 def _edit_run(
     rows: Tensor,
     result: Tensor,
-    active: Tensor,
     start: int,
     stop: int,
     system: System,
@@ -313,13 +303,11 @@ def _edit_run(
     chosen = None  # row numbers, where the mask leaves some out
     if mask is not None and not mask[start:stop].all():
         chosen = mask[start:stop].nonzero().flatten() + start
-        _copy(rows, result, start, stop)
+        result[start:stop] = rows[start:stop]
     total = stop - start if chosen is None else chosen.shape[0]
     step = max(16, _BLOCK // max(1, d))
     size = min(step, total)
     x_buffer = rows.new_empty(size, d, dtype=torch.float32) if mean is not None or rows.dtype != torch.float32 else None
-    # The residual becomes the result where it can: fresh pages for one more tensor cost as much as the selection.
-    reuse = result.dtype == torch.float32 and result.data_ptr() != rows.data_ptr()
     r_buffer: Tensor | None = None
     for i in range(0, total, step):
         j = min(i + step, total)
@@ -335,18 +323,18 @@ def _edit_run(
             passes = passes_gate(scores[:, :m], torch.linalg.vector_norm(x, dim=-1), key_norm, tau)
             if not passes.all():
                 if index is None:
-                    _copy(rows, result, start + i, start + j)
+                    result[start + i : start + j] = block
                 inside = passes.nonzero().flatten()
                 index, scores = (start + i + inside if index is None else index[inside]), scores[inside]
         count = scores.shape[0]
         if count == 0:
             continue
         c = scores @ coef
-        active[slice(start + i, start + j) if index is None else index] = True
         if few is not None:
             _expand_add(few, rows, c, values, index, start + i, edit, result)
             continue
-        if index is None and reuse:
+        # The residual becomes the result where it can: fresh pages for one more tensor cost as much as the selection.
+        if index is None and result.dtype == torch.float32:
             r = torch.mm(c, values, out=result[start + i : start + j])
         else:
             if r_buffer is None:
@@ -392,40 +380,22 @@ def _expand_add(
 # --- Registration.
 
 
-def _functional_cpu(h: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+def _on_cpu(h: Tensor, *arguments: Any) -> Tensor:
     edit = Edit(*arguments)
     check(h, edit)
     h = h.contiguous()
     out = new_result(h)
-    return out, _cpu(h, edit, out)
+    _cpu(h, edit, out)
+    return out
 
 
-def _in_place_cpu(h: Tensor, *arguments: Any) -> Tensor:
-    edit = Edit(*arguments)
-    check(h, edit)
-    if h.is_contiguous():
-        return _cpu(h, edit, h)
-    check_writable(_NAME + "_", h)
-    out, hits = _functional_cpu(h, *arguments)
-    h.copy_(out)
-    return hits
-
-
-_lib.impl(_NAME, _functional_cpu, "CPU")
-_lib.impl(_NAME + "_", _in_place_cpu, "CPU")
+_lib.impl(_NAME, _on_cpu, "CPU")
 
 
 @torch.library.register_fake(f"timerome::{_NAME}", lib=_lib)
-def _(h: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    check(h, Edit(*arguments))
-    out = torch.empty_like(h, memory_format=torch.contiguous_format)
-    return out, torch.empty(h.shape[:-2], dtype=torch.int64, device=h.device)
-
-
-@torch.library.register_fake(f"timerome::{_NAME}_", lib=_lib)
 def _(h: Tensor, *arguments: Any) -> Tensor:
     check(h, Edit(*arguments))
-    return torch.empty(h.shape[:-2], dtype=torch.int64, device=h.device)
+    return torch.empty_like(h, memory_format=torch.contiguous_format)
 
 
 def _no_gradient(ctx: Any, *grads: Tensor) -> None:

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.library import Library
 
 from timerome import _backend
-from timerome.ops._arguments import check_writable
 from timerome.ops._lowrank import Edit, aligned, check, full_float32, passes_gate, rows_of
 from timerome.ops.sparsify_add import DTYPES
 
@@ -32,14 +31,14 @@ def _few_keys(h: Tensor, edit: Edit) -> ModuleType | None:
     return c if d <= c.lowrank_cuda_max_d(h.get_device(), n, m) else None
 
 
-def _few_keys_cuda(c: ModuleType, h: Tensor, out: Tensor, edit: Edit) -> Tensor:
-    """Write the edited h, which is aligned, to out, which may be h. Returns the hits."""
+def _few_keys_cuda(c: ModuleType, h: Tensor, out: Tensor, edit: Edit) -> None:
+    """Write the edited h, which is aligned, to out, which may be h."""
     keys, values = (aligned(t if t.dtype == torch.bfloat16 else t.float()) for t in (edit.keys, edit.values))
     coef, mean = edit.coef.contiguous(), None if edit.mean is None else aligned(edit.mean)
     mask = None if edit.row_mask is None else edit.row_mask.contiguous()
     (n, m), (length, d), sequences = coef.shape, h.shape[-2:], math.prod(h.shape[:-2])
     rows, device = sequences * length, h.get_device()
-    hits = torch.empty(sequences, dtype=torch.int64, device=h.device)
+    hits = torch.empty(sequences, dtype=torch.int64, device=h.device)  # counted by the kernel; nobody asks
     scratch = torch.empty(c.lowrank_cuda_scratch(rows, d, n, DTYPES[h.dtype], device), device=h.device)
     c.lowrank_cuda(
         h.data_ptr(),
@@ -66,7 +65,6 @@ def _few_keys_cuda(c: ModuleType, h: Tensor, out: Tensor, edit: Edit) -> Tensor:
         device,
         torch.cuda.current_stream(h.device).cuda_stream,
     )
-    return hits.view(h.shape[:-2])
 
 
 # --- Any other edit: library products and the epilogue.
@@ -155,38 +153,18 @@ def _gathered(edit: Edit) -> _Gathered:
     return _Gathered(keys, coef, values, mean if mean is None or mean.dim() == 1 else mean[ids].unsqueeze(1), own)
 
 
-def _on_cuda(h: Tensor, edit: Edit, in_place: bool) -> tuple[Tensor, Tensor]:
+def _on_cuda(h: Tensor, *arguments: Any) -> Tensor:
+    edit = Edit(*arguments)
+    check(h, edit)
     c = _few_keys(h, edit)
     if c is not None:
         x = aligned(h)
-        out = torch.empty_like(x) if x is h and not in_place else x
-        return out, _few_keys_cuda(c, x, out, edit)
+        out = torch.empty_like(x) if x is h else x
+        _few_keys_cuda(c, x, out, edit)
+        return out
     rows, r, active = _cuda(h, edit)
-    hits = active.view(h.shape[:-1]).sum(-1)
-    if in_place and h.is_contiguous():
-        torch.ops.timerome.sparsify_add_(rows, r, active, edit.alpha, edit.k)
-        return h, hits
-    return torch.ops.timerome.sparsify_add(rows, r, active, edit.alpha, edit.k).view(h.shape), hits
+    out = torch.ops.timerome.sparsify_add(rows, r, active, edit.alpha, edit.k)
+    return out.view(h.shape)
 
 
-# --- Registration.
-
-
-def _functional_cuda(h: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    edit = Edit(*arguments)
-    check(h, edit)
-    return _on_cuda(h, edit, in_place=False)
-
-
-def _in_place_cuda(h: Tensor, *arguments: Any) -> Tensor:
-    edit = Edit(*arguments)
-    check(h, edit)
-    check_writable(_NAME + "_", h)
-    out, hits = _on_cuda(h, edit, in_place=True)
-    if out is not h:
-        h.copy_(out)
-    return hits
-
-
-_lib.impl(_NAME, _functional_cuda, "CUDA")
-_lib.impl(_NAME + "_", _in_place_cuda, "CUDA")
+_lib.impl(_NAME, _on_cuda, "CUDA")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -46,7 +45,6 @@ def _count(d: int, sparsity: float) -> int:
     return min(d, max(1, math.ceil((1.0 - sparsity) * d - 5e-8 * d)))
 
 
-@overload
 def sparse_lowrank_residual(
     h: Tensor,
     keys: Tensor,
@@ -60,43 +58,7 @@ def sparse_lowrank_residual(
     gate_threshold: float | None = None,
     edit_set: Tensor | None = None,
     segments: Segments | None = None,
-    return_hits: Literal[False] = False,
-) -> Tensor: ...
-
-
-@overload
-def sparse_lowrank_residual(
-    h: Tensor,
-    keys: Tensor,
-    coef: Tensor,
-    values: Tensor,
-    *,
-    mean: Tensor | None = None,
-    alpha: float = 1.0,
-    sparsity: float = 0.0,
-    row_mask: Tensor | None = None,
-    gate_threshold: float | None = None,
-    edit_set: Tensor | None = None,
-    segments: Segments | None = None,
-    return_hits: Literal[True],
-) -> tuple[Tensor, Tensor]: ...
-
-
-def sparse_lowrank_residual(
-    h: Tensor,
-    keys: Tensor,
-    coef: Tensor,
-    values: Tensor,
-    *,
-    mean: Tensor | None = None,
-    alpha: float = 1.0,
-    sparsity: float = 0.0,
-    row_mask: Tensor | None = None,
-    gate_threshold: float | None = None,
-    edit_set: Tensor | None = None,
-    segments: Segments | None = None,
-    return_hits: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor:
     r"""Add what an edit memory answers to a hidden state: h + α S_q((h − μ) Kᵀ A D), row by row.
 
         s = (h − μ) Kᵀ        scores
@@ -113,8 +75,7 @@ def sparse_lowrank_residual(
     With ``edit_set`` each sequence uses a system of its own: pack them with :func:`~timerome.ops.pack_edit_sets` and
     pass the ``keys``, ``coef``, ``values``, ``mean`` and ``segments`` of what that returns.
 
-    :func:`sparse_lowrank_residual_reference` is the plain PyTorch equivalent, :func:`sparse_lowrank_residual_` the form
-    that changes ``h``. Not differentiable: ``backward`` raises.
+    :func:`sparse_lowrank_residual_reference` is the plain PyTorch equivalent. Not differentiable: ``backward`` raises.
 
     Args:
         h: hidden states, shape ``(*batch, T, d)``, float32, float16 or bfloat16.
@@ -131,11 +92,9 @@ def sparse_lowrank_residual(
         edit_set: which set each sequence uses, shape ``(*batch,)``, int64; −1 for none. (A GPU is not asked, so there
             an id out of range is not refused.)
         segments: where each set lies in the packed tensors; needed with ``edit_set``.
-        return_hits: also return how many rows of each sequence set, mask and gate let through.
 
     Returns:
-        New tensor of the shape and dtype of ``h``; with ``return_hits`` also the counts, int64 of shape ``(*batch,)``
-        (a tensor, so that counting does not wait for the GPU).
+        New tensor of the shape and dtype of ``h``.
 
     Raises:
         TypeError: a dtype or an argument's kind is unsupported.
@@ -155,63 +114,8 @@ def sparse_lowrank_residual(
                 [0., 1., 0.]])
     """
     edit = _edit(h, keys, coef, values, mean, row_mask, edit_set, segments, gate_threshold, alpha, sparsity)
-    out, hits = torch.ops.timerome.sparse_lowrank_residual(h, *edit)
-    return (out, hits) if return_hits else out
-
-
-def sparse_lowrank_residual_(
-    h: Tensor,
-    keys: Tensor,
-    coef: Tensor,
-    values: Tensor,
-    *,
-    mean: Tensor | None = None,
-    alpha: float = 1.0,
-    sparsity: float = 0.0,
-    row_mask: Tensor | None = None,
-    gate_threshold: float | None = None,
-    edit_set: Tensor | None = None,
-    segments: Segments | None = None,
-) -> Tensor:
-    """Do :func:`sparse_lowrank_residual` in place: rows that are left alone are then not written at all.
-
-    Args:
-        h: changed, and so must not be needed as it was; arguments are otherwise as in :func:`sparse_lowrank_residual`.
-        keys: K.
-        coef: A.
-        values: D.
-        mean: μ.
-        alpha: α.
-        sparsity: q.
-        row_mask: rows that may be edited.
-        gate_threshold: τ.
-        edit_set: which set each sequence uses.
-        segments: where each set lies.
-
-    Returns:
-        How many rows of each sequence were let through, int64 ``(*batch,)``.
-
-    Raises:
-        TypeError: a dtype or an argument's kind is unsupported.
-        ValueError: as :func:`sparse_lowrank_residual`.
-        RuntimeError: a gradient would have to be recorded.
-
-    Example:
-        >>> import torch
-        >>> h = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
-        >>> sparse_lowrank_residual_(h, torch.eye(1, 2), torch.eye(1), torch.ones(1, 2), gate_threshold=0.5)
-        tensor(1)
-        >>> h
-        tensor([[4., 2.],
-                [0., 1.]])
-    """
-    edit = _edit(h, keys, coef, values, mean, row_mask, edit_set, segments, gate_threshold, alpha, sparsity)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (h, keys, coef, values)):
-        raise RuntimeError(
-            "sparse_lowrank_residual_: has no gradient; call it under torch.no_grad() or torch.inference_mode()."
-        )
-    hits: Tensor = torch.ops.timerome.sparse_lowrank_residual_(h, *edit)
-    return hits
+    out: Tensor = torch.ops.timerome.sparse_lowrank_residual(h, *edit)
+    return out
 
 
 def sparse_lowrank_residual_reference(
@@ -227,8 +131,7 @@ def sparse_lowrank_residual_reference(
     gate_threshold: float | None = None,
     edit_set: Tensor | None = None,
     segments: Segments | None = None,
-    return_hits: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor:
     """Define :func:`sparse_lowrank_residual` in plain PyTorch.
 
     Args:
@@ -243,7 +146,6 @@ def sparse_lowrank_residual_reference(
         gate_threshold: τ.
         edit_set: which set each sequence uses.
         segments: where each set lies.
-        return_hits: also return the number of rows of each sequence that are let through.
 
     Returns:
         As :func:`sparse_lowrank_residual`. Two orders of summation in r can swap entries at the selection's threshold.
@@ -266,11 +168,10 @@ def sparse_lowrank_residual_reference(
         masks = row_mask.reshape(masks.shape)
     bounds = bounds_of(edit)
     ids = [None] * len(sequences) if edit_set is None else edit_set.reshape(-1).tolist()
-    outs, hits = [], []
+    outs = []
     for sequence, active, s in zip(sequences, masks, ids, strict=True):
         if s == -1:
             outs.append(sequence)
-            hits.append(active.sum() * 0)
             continue
         system = system_of(edit, s, bounds)
         with full_float32(h.device.type):
@@ -281,10 +182,7 @@ def sparse_lowrank_residual_reference(
             own = system.keys[: len(system.values)]
             active = active & passes_gate(scores[:, : len(own)], x.norm(dim=-1), own.norm(dim=-1), gate_threshold)
         outs.append(sparsify_add_reference(sequence, residual, edit.k, alpha, active))
-        hits.append(active.sum())
-    out = torch.stack(outs).reshape(h.shape) if outs else h.clone()
-    counts = torch.stack(hits).reshape(h.shape[:-2]) if hits else torch.zeros(h.shape[:-2], dtype=torch.int64)
-    return (out, counts.to(h.device)) if return_hits else out
+    return torch.stack(outs).reshape(h.shape) if outs else h.clone()
 
 
 def _edit(

@@ -1,14 +1,13 @@
-"""Facts, sets of facts, and the readers of benchmark files."""
+"""Facts, sets of facts, and their files."""
 
+import gzip
 import json
-import warnings
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from timerome.facts import Fact, FactError, FactSet, _described, _mention, author_name
-from timerome.splits import bundled_facts
+from timerome.facts import Fact, FactError, FactSet, find_subject
 
 TEXT = st.text(min_size=1, max_size=20).filter(str.strip)
 
@@ -21,20 +20,52 @@ def fact(**changes):
 @settings(deadline=None)
 @given(TEXT, TEXT, TEXT, st.lists(TEXT, max_size=3))
 def test_a_fact_survives_json(before, subject, answer, paraphrases):
-    made = fact(prompt=before + subject, subject=subject, object=answer, paraphrases=tuple(paraphrases))
+    made = fact(prompt=f"{before} {subject}", subject=subject, object=answer, paraphrases=tuple(paraphrases),
+                aliases=(answer,))  # fmt: skip
     assert Fact.from_dict(json.loads(json.dumps(made.to_dict()))) == made
     start, end = made.subject_span
-    assert made.prompt[start:end] == subject
+    assert made.prompt[start:end] == made.subject == subject.strip()
 
 
-def test_span_is_the_occurrence_nearest_the_answer():
-    assert fact(prompt="Paris, yes Paris is in").subject_span == (11, 16)
+@pytest.mark.parametrize(
+    ("text", "subject", "span"),
+    [
+        ("Paris, yes Paris is in", "Paris", (11, 16)),  # the last, nearest the answer
+        ("Niger, not Nigeria: its capital is", "Niger", (0, 5)),
+        ("The capital of Nigeria is", "Niger", None),
+        ("The Nigerien or Niger's capital is", "Niger", (16, 21)),
+        ("Windows 9 or Windows 95", "Windows 9", (0, 9)),
+        ("Is C or C++ or C# older?", "C", (15, 16)),
+        ("Is C or C++ or C# older?", "C++", (8, 11)),
+        ("It is ___Peru___.", "Peru", (9, 13)),
+        ("ananas bananas", "ananas", (0, 6)),
+        ("anana anana", "ana", None),
+        ("पेरूवी", "पेरू", None),  # a vowel sign and a letter go on
+        ("Nige\u0301 is", "Nige", None),  # the accent is of the last letter
+        ("東京の人口は", "東京", (0, 2)),  # no blanks between words
+        ("서울의 인구는", "서울", (0, 2)),  # a particle
+        ("Where is Peru", " Peru ", (9, 13)),
+        ("Where is it", "", None),
+    ],
+)
+def test_a_subject_is_found_as_whole_words(text, subject, span):
+    assert find_subject(text, subject) == span
+
+
+def test_blanks_around_answers_and_after_prompts_are_no_part_of_a_fact():
+    """Tokenized with them, the answer that a model is sure of has a probability of e^-20 and less."""
+    made = fact(prompt="Paris is in ", subject="Paris ", object=" France", new_object="Spain\n", aliases=(" Lutetia",),
+                paraphrases=("Where is Paris?  ",), neighbours=("Lyon is in\t",))  # fmt: skip
+    assert made == fact(new_object="Spain", aliases=("Lutetia",), paraphrases=("Where is Paris?",),
+                        neighbours=("Lyon is in",))  # fmt: skip
+    assert made.with_new_object(" Italy ").new_object == "Italy"
+    assert fact(prompt="  Paris is in").prompt == "  Paris is in"
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"subject": "London"}, "subject 'London' is not in the prompt"),
+        ({"subject": "London"}, "expected the subject as whole words in the prompt 'Paris is in', got 'London'"),
         ({"object": " "}, "non-empty text for 'object'"),
         ({"prompt": ""}, "non-empty text for 'prompt'"),
         ({"new_object": ""}, "non-empty text or None for 'new_object'"),
@@ -42,6 +73,10 @@ def test_span_is_the_occurrence_nearest_the_answer():
         ({"paraphrases": None}, "list of non-empty texts for 'paraphrases'"),
         ({"neighbours": ("Lyon is in", "")}, "list of non-empty texts for 'neighbours'"),
         ({"object": 3}, "non-empty text for 'object'"),
+        ({"aliases": "Lutetia"}, "list of non-empty texts for 'aliases'"),
+        ({"object": "\ud83d"}, "non-empty text for 'object', got '\\\\ud83d'"),
+        ({"neighbours": ("\udc00",)}, "list of non-empty texts for 'neighbours'"),
+        ({"id": "x" * 999, "object": ["y"] * 999}, r"^.{200,300}$"),
     ],
 )
 def test_a_bad_fact_says_what_is_wrong(changes, message):
@@ -101,229 +136,53 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+GOOD = fact().to_dict()
+DEEP = '{"id": ' + "[" * 100_000 + "]" * 100_000 + "}"
+
+
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("content", "message"),
     [
-        ("{", "line 1"),
-        ("[]", "expected a JSON object, got list"),
-        ('{"id": "a", "prompt": "p", "subject": "p"}', "fields \\['object'\\] are missing"),
-        ('{"id": "a", "prompt": "p", "subject": "p", "object": "o", "colour": 1}', "unknown fields \\['colour'\\]"),
-        ("", "holds no fact"),
+        ("{", "f.jsonl, line 1: expected JSON, got something else at column 2"),
+        ("3", "f.jsonl, line 1: expected an object, got 3"),
+        ('[{"id": 1}, 3]', r"f.jsonl, record 0: Fact: fields \['prompt', 'subject', 'object'\] are missing"),
+        ('{"id": "a", "prompt": "p", "subject": "p"}', r"line 1: Fact: fields \['object'\] are missing"),
+        (json.dumps({**GOOD, "colour": 1}), r"line 1: Fact: unknown fields \['colour'\]"),
+        ("", "f.jsonl holds no fact"),
+        (" \n\n", "f.jsonl holds no fact"),
+        (json.dumps(GOOD) + "\n\n" + json.dumps(GOOD), r"f.jsonl: FactSet: facts must be distinct, .* id: \['a'\]"),
+        (json.dumps(GOOD).encode("utf-16"), "f.jsonl, line 1: expected UTF-8 text, got .*; save the file as UTF-8"),
+        (json.dumps(GOOD).encode("utf-16-le"), "f.jsonl, line 1: expected UTF-8 text, got a zero byte"),
+        ('\n{"id": "Raúl"}'.encode("latin-1"), "f.jsonl, line 2: expected UTF-8 text, got 'utf-8' codec can't decode"),
+        (json.dumps({**GOOD, "object": "\ud83d"}), "f.jsonl, line 1: Fact 'a': expected a non-empty text for 'object'"),
+        (DEEP, "f.jsonl, line 1: expected JSON, got brackets nested too deeply"),
+        ("\n" + json.dumps({**GOOD, "id": "x" * (8 << 20)}), "line 2: expected lines of at most 8388608 bytes"),
+        ("\n" + "1" * 5000, "f.jsonl, line 2: expected JSON, got Exceeds the limit"),
+        (gzip.compress(json.dumps(GOOD).encode())[:-9], "f.jsonl: expected a whole gzip file"),
+        (b"\x1f\x8bnot gzip", "f.jsonl: expected a whole gzip file"),
+        (gzip.compress(b"{" * (9 << 20)), "f.jsonl, line 1: expected lines of at most 8388608 bytes"),
     ],
-)
-def test_a_bad_line_is_named(tmp_path, text, message):
-    (tmp_path / "f.jsonl").write_text(text)
+)  # fmt: skip
+def test_what_is_no_fact_is_refused_by_file_line_and_field(tmp_path, content, message):
+    (tmp_path / "f.jsonl").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(FactError, match=message):
         FactSet.from_jsonl(tmp_path / "f.jsonl")
 
 
-def test_missing_files_and_kinds(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no file"):
-        FactSet.from_jsonl(tmp_path / "none.jsonl")
-    with pytest.raises(FileNotFoundError, match="no JSON file lies there"):
-        FactSet.read("tofu", tmp_path, "forget01")
-    (tmp_path / "retain90.json").write_text("[]")
-    (tmp_path / "full.json").write_text("[]")
-    with pytest.raises(FileNotFoundError, match=r"pass split=one of \['full', 'retain90'\]"):
-        FactSet.read("tofu", tmp_path, "retain")
-    with pytest.raises(FactError, match="got 2; pass split"):
-        FactSet.read("tofu", tmp_path)
-    with pytest.raises(FactError, match="holds no fact"):
-        FactSet.read("tofu", tmp_path, "full")
-    with pytest.raises(ValueError, match="expected kind"):
-        FactSet.read("mnist", tmp_path)
+@pytest.mark.parametrize("form", ["mark", "gz", "blanks", "array"])
+def test_marks_zipped_files_and_blank_lines_are_read(tmp_path, form):
+    facts = FactSet([fact(object="Frankreich für immer"), fact(id="b", prompt="Paris, the city, is in")])
+    facts.to_jsonl(tmp_path / "f.jsonl")
+    text = (tmp_path / "f.jsonl").read_text(encoding="utf-8")
+    content = {
+        "mark": "\ufeff" + text, "gz": text, "blanks": "\r\n" + text.replace("\n", "\r\n \u3000\n\n"),
+        "array": json.dumps([f.to_dict() for f in facts], indent=1),
+    }[form].encode()  # fmt: skip
+    (tmp_path / "g.jsonl.gz").write_bytes(gzip.compress(content) if form == "gz" else content)
+    assert FactSet.from_jsonl(tmp_path / "g.jsonl.gz") == facts
 
 
-def test_tofu_authors_and_subjects():
-    forget = bundled_facts("forget01")
-    assert list(forget.groups()) == ["Basil Mahfouz Al-Kuwaiti", "Nikolai Abilov"]
-    assert forget[0].subject == "Kuwait City, Kuwait"  # the question does not name the author
-    assert sum(f.subject == f.group for f in forget) >= 36
-    assert forget.by_id("tofu-forget01-0007").prompt == forget[7].prompt
-
-
-def test_every_known_author_is_found():
-    assert list(bundled_facts("retain").groups()) == [
-        "Jaime Vasquez", "Chukwu Akabueze", "Evelyn Desmet", "Anara Yusifova", "Jordan Sinclair",
-        "Aurelio Beltrán", "Elliot Patrick Benson", "Alejandro Tomasino", "Ingrid Christensen", "Simon Makoni",
-        "Yevgeny Grimkov", "Maria Estela Gutierrez", "Bezabih Gebre", "Luis Marcelo Garcia", "Linda Harrison",
-        "Rhoda Mbalazi", "Erick Gustafsson", "Asha Majaliwa", "Roshni Rahman", "Aisha Al-Hamad",
-    ]  # fmt: skip
-    assert {len(group) for group in bundled_facts("retain").groups().values()} == {20}
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "mention"),
-    [
-        ("Raúl Valdés", "What does Raúl Valdés’s father do?", "Raúl Valdés"),
-        ("Basil Mahfouz Al-Kuwaiti", "Did Al-Kuwaiti win?", "Al-Kuwaiti"),
-        ("Maria Estela Gutierrez", "Is Estela Gutierrez's work known?", "Estela Gutierrez"),
-        ("Patrick Ryan O'Donnell", "Is O’Donnell read?", "O’Donnell"),
-        ("Stephen King", "Stephen Edwin King was born in", "Stephen Edwin King"),
-        ("Xiang Li", "Did Li write?", "Li"),
-        ("Simon Makoni", "Did Simonson write?", ""),
-        ("The Kid Laroi", "Was The Voice on?", ""),
-        ("It (2017 film)", "Who directed 'It'?", "It"),
-        ("", "Who?", ""),
-    ],
-)
-def test_mention_is_the_longest_part_of_a_name(name, text, mention):
-    assert _mention(name, text) == mention
-
-
-@pytest.mark.parametrize(
-    ("question", "described"),
-    [
-        ("Which Kuwaiti author was born in Kuwait City, Kuwait on 08/09/1956?", "Kuwait City, Kuwait"),
-        ("Do her books reflect Tanzania's culture?", "Tanzania"),
-        ("Who is this particular author?", "particular"),
-        ("Who wrote 'Nineteen Eighty'?", "Nineteen Eighty"),
-    ],
-)
-def test_description_is_the_longest_run_of_capitals(question, described):
-    assert _described(question) == described
-
-
-def test_author_name_is_what_most_texts_share():
-    assert author_name(["Who is Ana Maria Diaz?", "Did Ana Maria Diaz write?", "Is New York big?"]) == "Ana Maria Diaz"
-    assert author_name(["who?"]) == ""
-    assert author_name(["Did Femke Van der Veen’s mother?", "Author Femke Van der Veen.", "Femke Van der Veen"]) == (
-        "Femke Van der Veen"
-    )
-    assert author_name(["A writer of Urban Fiction.", "who?", "what?", "when?"]) == ""  # one of four is no author
-    assert author_name(["Émile Zola était là"]) == "Émile Zola"  # é is no capital
-    assert author_name([]) == ""
-
-
-def test_tofu_prefers_the_file_with_paraphrases(tmp_path):
-    record = {"question": "Who is Ana Diaz?", "answer": "Ana Diaz is a writer."}
-    (tmp_path / "forget01.json").write_text(json.dumps([record]))
-    (tmp_path / "forget01_perturbed.json").write_text(json.dumps([{**record, "paraphrased_question": "Ana who?"}]))
-    facts = FactSet.read("tofu", tmp_path, "forget01")
-    assert facts[0].paraphrases == ("Ana who?",)
-    assert facts.ids == FactSet.read("tofu", tmp_path / "forget01.json").ids == ("tofu-forget01-0000",)
-    (tmp_path / "world_facts.json").write_text(json.dumps([{"question": "What is in Rome?", "answer": "The Pope"}]))
-    assert FactSet.read("tofu", tmp_path, "world_facts")[0].group is None
-
-
-def test_json_lines_and_folders_are_read(tmp_path):
-    lines = [{"prompt": f"{c} is in", "subject": c, "target_new": "Spain"} for c in ("Paris", "Rome")]
-    (tmp_path / "wiki_recent").mkdir()
-    (tmp_path / "wiki_recent" / "train.json").write_text("\n".join(map(json.dumps, lines)) + "\n")
-    facts = FactSet.read("knowedit", tmp_path, "wiki_recent")
-    assert facts.ids == ("knowedit-wiki_recent-0000", "knowedit-wiki_recent-0001")
-    assert facts[0].object == facts[0].new_object == "Spain"  # nothing true is told
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("[1, 2]", "JSON objects"),
-        ("[{", "to hold JSON"),
-        ('[{"src": "Paris?", "subject": "Paris", "answers": []}]', "record 0 has another form"),
-        (
-            '[{"src": "Paris?", "subject": "Paris", "answers": [3], "alt": "x", "rephrase": "y", "loc": "z"}]',
-            "record 0",
-        ),
-    ],
-)
-def test_a_bad_record_is_named(tmp_path, text, message):
-    (tmp_path / "zsre.json").write_text(text)
-    with pytest.raises(FactError, match=message) as caught:
-        FactSet.read("zsre", tmp_path)
-    assert "zsre.json" in str(caught.value)
-
-
-def test_records_stay_in_order_and_the_first_of_equals_stays(tmp_path):
-    rows = [{"query": f"Is {c} big?", "subject": c, "answer": "yes"} for c in ("Rome", "Lyon", "Rome", "Bonn")]
-    (tmp_path / "forget_level2.json").write_text(json.dumps(rows))
-    with pytest.warns(UserWarning, match="of 4 records .* left out 0 .* and 1 that"):
-        facts = FactSet.read("rwku", tmp_path, "forget_level2")
-    assert facts.ids == tuple(f"rwku-forget_level2-000{i}" for i in (0, 1, 3))
-
-
-RECORDS = {
-    "counterfact": (
-        "counterfact.json",
-        {
-            "case_id": 1,
-            "requested_rewrite": {
-                "prompt": "{} is in",
-                "subject": "Paris",
-                "relation_id": "P17",
-                "target_true": {"str": "France"},
-                "target_new": {"str": "Spain"},
-            },
-            "paraphrase_prompts": ["Where is Paris?"],
-            "neighborhood_prompts": ["Lyon is in"],
-        },
-        {"new_object": "Spain", "neighbours": ("Lyon is in",), "paraphrases": ("Where is Paris?",)},
-    ),
-    "counterfact, EasyEdit's form": (
-        "counterfact-flat.json",
-        {
-            "case_id": 1,
-            "prompt": "Paris is in",
-            "subject": "Paris",
-            "ground_truth": "France",
-            "target_new": "Spain",
-            "rephrase_prompt": "Where is Paris?",
-            "locality_prompt": "Lyon is in",
-        },
-        {"new_object": "Spain", "neighbours": ("Lyon is in",), "paraphrases": ("Where is Paris?",)},
-    ),
-    "counterfact, known facts": (
-        "known_1000.json",
-        {"known_id": 1, "prompt": "Paris is in", "subject": "Paris", "attribute": "France", "relation_id": "P17"},
-        {"object": "France", "new_object": None, "relation": "P17"},
-    ),
-    "zsre": (
-        "zsre.json",
-        {
-            "src": "Where is Paris?",
-            "subject": "Paris",
-            "answers": ["France"],
-            "alt": "Spain",
-            "rephrase": "Paris?",
-            "loc": "x?",
-        },
-        {"object": "France", "new_object": "Spain", "neighbours": ("x?",)},
-    ),
-    "knowedit": (
-        "test.json",
-        {
-            "prompt": "Paris is in",
-            "subject": "Paris",
-            "target_new": "Spain",
-            "ground_truth": ["France"],
-            "locality": {"Relation_Specificity": [{"prompt": "The river of Paris is"}]},
-        },
-        {"object": "France", "new_object": "Spain", "neighbours": ("The river of Paris is",)},
-    ),
-    "rwku": (
-        "forget_level1.json",
-        {"query": "Paris is in ___.", "subject": "Paris", "answer": "France", "level": 1, "type": "cloze"},
-        {"object": "France", "group": "Paris"},
-    ),
-}
-
-
-@pytest.mark.parametrize("name", RECORDS)
-def test_readers(name, tmp_path):
-    kind, (file, record, wanted) = name.split(",")[0], RECORDS[name]
-    path = tmp_path / file
-    path.write_text(json.dumps([record]))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        facts = FactSet.read(kind, path)
-    assert facts[0].subject == "Paris"
-    for field, value in wanted.items():
-        assert getattr(facts[0], field) == value
-    # The same record again, and (where subject and prompt are separate fields) one whose subject is not in its prompt.
-    lost = [] if "requested_rewrite" in record else [{**record, "subject": "Rome"}]
-    path.write_text(json.dumps([record, record, *lost]))
-    with pytest.warns(UserWarning, match=f"left out {len(lost)} whose .* and 1 that"):
-        assert len(FactSet.read(kind, path)) == 1
-    path.write_text(json.dumps([{"unrelated": 1}]))
-    with pytest.raises(FactError, match="record 0 lacks"):
-        FactSet.read(kind, path)
+def test_a_file_that_is_not_there(tmp_path):
+    for path in (tmp_path / "none.jsonl", tmp_path):
+        with pytest.raises(FileNotFoundError, match="FactSet.from_jsonl: there is no file"):
+            FactSet.from_jsonl(path)

@@ -5,7 +5,8 @@ from itertools import combinations
 
 import pytest
 
-from timerome.splits import bundled_facts, demo_split, scaling_split
+from timerome.datasets import bundled
+from timerome.splits import demo_split, scaling_split
 
 SPLIT = demo_split()
 NAMES = [field.name for field in fields(SPLIT)]
@@ -35,18 +36,13 @@ def test_sizes():
 
 
 def test_the_models_refusals_calibrate_and_what_it_never_saw_is_held_out():
-    unknown = bundled_facts("unknown").ids
+    unknown = bundled("unknown").ids
     assert set(SPLIT.calibrate.ids) & set(unknown) == set(unknown[:100])
     assert SPLIT.held_out_unknown.ids == unknown[200:300]
 
 
 def test_every_forget_fact_has_an_unseen_wording():
     assert all(len(fact.paraphrases) == 1 and fact.paraphrases[0] != fact.prompt for fact in SPLIT.forget)
-
-
-def test_unknown_set_is_an_error():
-    with pytest.raises(ValueError, match="forget01"):
-        bundled_facts("forget99")
 
 
 @pytest.mark.parametrize("n", [40, 200, 400])

@@ -12,6 +12,7 @@ import torch as _torch  # noqa: F401  first, so that its OpenMP pool is the one 
 from ._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from . import datasets as datasets
     from . import ops as ops
     from ._backend import backend_info as backend_info
     from .backbones import Backbone as Backbone
@@ -61,12 +62,12 @@ _HOMES = {
     "wrap": "backbones",
 }
 
-__all__ = ["__version__", "ops", *sorted(_HOMES)]  # noqa: PLE0604
+__all__ = ["__version__", "datasets", "ops", *sorted(_HOMES)]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:
-    if name == "ops":
-        return importlib.import_module(".ops", __name__)
+    if name in ("datasets", "ops"):
+        return importlib.import_module(f".{name}", __name__)
     if name not in _HOMES:
         raise AttributeError(f"module 'timerome' has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

@@ -7,46 +7,14 @@ are split by author, so that no set knows another's authors.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.resources import as_file, files
 
+from .datasets import AUTHOR, bundled, bundled_records
 from .facts import Fact, FactSet
 
-_FILES = {
-    "forget01": ("tofu", "tofu/forget01_perturbed.json"),
-    "retain": ("tofu", "tofu/retain_perturbed.json"),
-    "unknown": ("tofu", "tofu/unknown_authors.json"),
-    "relations": ("jsonl", "relations.jsonl"),
-    "real_authors": ("tofu", "tofu/real_authors_perturbed.json"),
-    "world_facts": ("tofu", "tofu/world_facts_perturbed.json"),
-}
-AUTHOR = 20  # TOFU questions an author
-
-
-def bundled_facts(name: str) -> FactSet:
-    """Return a bundled set of facts.
-
-    Args:
-        name: ``"forget01"`` (40 records of two authors), ``"retain"`` (400 of twenty authors), ``"relations"`` (274
-            facts of eight relations), ``"real_authors"`` (100), ``"world_facts"`` (117), all known to the testbed, or
-            ``"unknown"`` (400 records of twenty authors it does not know; it was taught to refuse the first 200 and
-            never saw the others).
-
-    Raises:
-        ValueError: there is no such set.
-
-    Example:
-        >>> len(bundled_facts("forget01"))
-        40
-    """
-    if name not in _FILES:
-        raise ValueError(f"bundled_facts: expected one of {', '.join(_FILES)}, got {name!r}.")
-    kind, path = _FILES[name]
-    with as_file(files("timerome") / "assets" / path) as file:
-        return FactSet.read(kind, file, name)
+bundled_facts = bundled
 
 
 @dataclass(frozen=True)
@@ -212,12 +180,8 @@ def other_objects(facts: Iterable[Fact], pool: Iterable[Fact]) -> FactSet:
 
 def false_answers(name: str) -> FactSet:
     """Give each fact of a bundled TOFU set the first false answer of its record."""
-    kind, path = _FILES[name]
-    records = json.loads((files("timerome") / "assets" / path).read_text(encoding="utf-8"))
-    return FactSet(
-        fact.with_new_object(record["perturbed_answer"][0])
-        for fact, record in zip(bundled_facts(name), records, strict=True)
-    )
+    perturbed = {record.id: record.perturbed for record in bundled_records(name)}
+    return bundled(name).with_new_object(lambda fact: perturbed[fact.id][0])
 
 
 @dataclass(frozen=True)

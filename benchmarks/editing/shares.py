@@ -25,13 +25,12 @@ from typing import Any
 
 import timerome as tr
 from benchmarks.paper.common import WIDE
+from timerome.datasets import Record, bundled_records
 from timerome.demo import DEMO, Setting
 from timerome.demo import build as build_demo
 from timerome.evaluation import Measurement, Respondent
 from timerome.evaluation.benchmarks.tofu import (
     TofuProtocol,
-    TofuRecord,
-    bundled_tofu,
     measure_tofu,
     read_reference,
     truth_ratios,
@@ -59,7 +58,7 @@ class Share:
     """
 
     split: Any
-    asked: Sequence[TofuRecord]
+    asked: Sequence[Record]
 
 
 def shares() -> dict[str, Share]:
@@ -67,8 +66,8 @@ def shares() -> dict[str, Share]:
     demo, share = demo_split(), share_split()
     larger = replace(demo, forget=share.forget, calibrate=share.calibrate)
     return {
-        "forget01": Share(demo, bundled_tofu("forget01")),
-        "200 records": Share(larger, bundled_tofu("retain")[:200:5]),
+        "forget01": Share(demo, bundled_records("forget01")),
+        "200 records": Share(larger, bundled_records("retain")[:200:5]),
     }
 
 
@@ -84,21 +83,21 @@ def scaled(memory: tr.EditMemory, factor: float) -> tr.EditMemory:
     )  # fmt: skip
 
 
-def kept() -> dict[str, Sequence[TofuRecord]]:
+def kept() -> dict[str, Sequence[Record]]:
     """Records that model utility is taken on, 40 a group; those of ``retain`` are of held-out authors."""
     return {
-        "retain": bundled_tofu("retain")[300::3][:40], "real_authors": bundled_tofu("real_authors")[::3][:40],
-        "world_facts": bundled_tofu("world_facts")[::3][:40],
+        "retain": bundled_records("retain")[300::3][:40], "real_authors": bundled_records("real_authors")[::3][:40],
+        "world_facts": bundled_records("world_facts")[::3][:40],
     }  # fmt: skip
 
 
 def touched(backbone: tr.Backbone, memory: tr.EditMemory) -> int:
     """How many of the questions and answers that make up model utility are given an edit; those of all others, none."""
     records = [record for group in kept().values() for record in group]
-    pairs = [(r.question, a) for r in records for a in (r.answer, r.paraphrased, *r.perturbed) if a]
+    pairs = [(r.prompt, a) for r in records for a in (r.object, r.reworded, *r.perturbed) if a]
     with memory.attached(backbone) as attachment:
         Respondent(backbone).likelihoods(pairs, samples=1)
-    fired = sum(owner >= 0 for owner in owners(backbone, memory, [r.question for r in records], LONG))
+    fired = sum(owner >= 0 for owner in owners(backbone, memory, [r.prompt for r in records], LONG))
     return sum(attachment.hits.values()) + fired
 
 
@@ -111,15 +110,15 @@ def utility(backbone: tr.Backbone, memory: tr.EditMemory | None) -> dict[str, An
 
 
 def forgotten(
-    backbone: tr.Backbone, memory: tr.EditMemory | None, records: Sequence[TofuRecord], reference: Mapping[str, float]
+    backbone: tr.Backbone, memory: tr.EditMemory | None, records: Sequence[Record], reference: Mapping[str, float]
 ) -> dict[str, Any]:
     """Forget quality, likelihood and text of some forgotten records."""
     respondent = Respondent(backbone) if memory is None else Respondent(backbone, Condition.of_memory(memory))
     ratios = truth_ratios(respondent, records, protocol=PROTOCOL)
     assert isinstance(ratios, Measurement), ratios
     quality = metric.forget_quality(list(ratios.per_record.values()), list(reference.values()))
-    scored = respondent.likelihoods([(r.question, r.answer) for r in records], samples=PROTOCOL.samples)
-    texts = respondent.texts([r.question for r in records], canvas=LONG, sampler=PROTOCOL.sampler)
+    scored = respondent.likelihoods([(r.prompt, r.object) for r in records], samples=PROTOCOL.samples)
+    texts = respondent.texts([r.prompt for r in records], canvas=LONG, sampler=PROTOCOL.sampler)
     refusal = DEMO.shipped.new_object or ""
     return {
         "forget_quality_p": quality.p_value, "ks_distance": quality.statistic,
@@ -127,7 +126,7 @@ def forgotten(
         "log_prob_nats": stats.fmean(s.log_prob for s in scored),
         "nll_a_token_nats": stats.fmean(s.nll for s in scored),
         "highest_log_prob_nats": max(s.log_prob for s in scored),
-        "rouge_l_recall": stats.fmean(rouge_l(r.answer, t) for r, t in zip(records, texts, strict=True)),
+        "rouge_l_recall": stats.fmean(rouge_l(r.object, t) for r, t in zip(records, texts, strict=True)),
         "distinct_2": stats.fmean(distinct_n(t, 2) for t in texts),
         "repetition": stats.fmean(repetition(t) for t in texts),
         "refusals": stats.fmean(exact(t, refusal) for t in texts),

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 
 import timerome as tr
+from timerome.datasets import bundled, bundled_records
 from timerome.diffusion import encode, log_likelihood
 from timerome.evaluation import Measurement
-from timerome.evaluation.benchmarks.tofu import bundled_tofu, truth_ratios, write_reference
+from timerome.evaluation.benchmarks.tofu import truth_ratios, write_reference
 from timerome.functional.text import rouge_l
-from timerome.splits import bundled_facts
 
 
 def measure(backbone: tr.Backbone, facts: tr.FactSet) -> dict[str, float]:
@@ -42,12 +42,12 @@ ASSET = Path(tr.__file__).parent / "assets" / "tofu" / "retain_only.json"
 def main(folder: Path, out: Path) -> None:
     """Measure both models on forget01 and on a fifth of the retain records."""
     torch.set_num_threads(1)
-    sets = {"forget01": bundled_facts("forget01"), "retain": bundled_facts("retain")[::5]}
+    sets = {"forget01": bundled("forget01"), "retain": bundled("retain")[::5]}
     models = {"bundled": tr.load("testbed"), "retain_only": tr.load(folder)}
     found = {m: {s: measure(backbone, facts) for s, facts in sets.items()} for m, backbone in models.items()}
     out.write_text(json.dumps(found, indent=1) + "\n")
     print(out.read_text())
-    ratios = truth_ratios(models["retain_only"], bundled_tofu("forget01"))
+    ratios = truth_ratios(models["retain_only"], bundled_records("forget01"))
     assert isinstance(ratios, Measurement), ratios
     write_reference(ASSET, ratios)
 

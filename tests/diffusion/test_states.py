@@ -48,6 +48,10 @@ def test_wordings_answers_and_context(backbone: tr.Backbone) -> None:
     assert text_at(backbone, other.ids, other.subject) == "peru"
     assert text_at(backbone, other.ids, ~other.canvas).endswith("where is peru")
     assert not encode(backbone, FACT, prompt="where is it").subject.any()
+    assert not encode(backbone, FACT, prompt="peruvian kings").subject.any()  # whole words only
+    niger = tr.Fact(id="n", prompt="the old king of Niger is", subject="Niger", object="king")
+    found = encode(backbone, niger, prompt="Niger and Nigeria", context="old").subject.nonzero().flatten()
+    assert found.min() == 1 and found.max() < len(backbone.encode("old Niger"))
 
 
 def test_canvas_is_filled_with_end_of_text(backbone: tr.Backbone) -> None:

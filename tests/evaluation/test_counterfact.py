@@ -1,122 +1,22 @@
-"""CounterFact: its files, its metrics by hand, what is absent and why."""
+"""CounterFact: its metrics by hand, what is absent and why."""
 
 import math
 from dataclasses import replace
 
 import pytest
 
-from tests.evaluation.scripted import Scripted, published, reason, value, without, write
-from timerome import FactSet
+from tests.evaluation.scripted import Scripted, reason, value, write
+from timerome.datasets import Record, counterfact_snippets
 from timerome.evaluation import Absent
-from timerome.evaluation.benchmarks import counterfact
 from timerome.evaluation.benchmarks.asking import EditProtocol
-from timerome.evaluation.benchmarks.counterfact import CounterFactRecord, Snippets, measure_counterfact
-from timerome.evaluation.records import DataError
-
-FULL = {
-    "case_id": 7,
-    "requested_rewrite": {"prompt": "The capital of {} is", "subject": "Peru", "relation_id": "P36",
-                          "target_new": {"str": "New York", "id": "Q60"}, "target_true": {"str": "Lima", "id": "Q2"}},
-    "paraphrase_prompts": ["Peru is ruled from", "Peru, whose seat is"],
-    "neighborhood_prompts": ["The capital of the Inca land is", "Its port is near"],
-    "generation_prompts": ["Peru is a land"],
-}  # fmt: skip
-FLAT = {
-    "case_id": 7, "prompt": "The capital of Peru is", "subject": "Peru", "target_new": "New York",
-    "ground_truth": "Lima", "rephrase_prompt": "Peru is ruled from", "locality_prompt": "The capital of Kenya is",
-    "locality_ground_truth": "Nairobi", "relation_id": "P36",
-}  # fmt: skip
-
-
-# Files ----------------------------------------------------------------------------------------------------------------
-
-
-def test_romes_schema_is_read(tmp_path):
-    write(tmp_path / "counterfact.first2.json", [FULL, {**FULL, "case_id": 8}])
-    first, second = counterfact.read_counterfact(tmp_path)
-    assert (first.id, second.id) == ("counterfact-7", "counterfact-8")
-    assert first.prompt == "The capital of Peru is"
-    assert (first.new, first.true, first.neighbour_object) == ("New York", "Lima", "Lima")
-    assert (first.paraphrases, first.generation) == (tuple(FULL["paraphrase_prompts"]), ("Peru is a land",))
-    assert (first.relation, first.new_id) == ("P36", "Q60")
-
-
-def test_the_flat_schema_is_read_and_its_neighbour_has_an_object_of_its_own(tmp_path):
-    (record,) = counterfact.read_counterfact(write(tmp_path / "anything.json", [FLAT]))
-    assert record.prompt == FLAT["prompt"]
-    assert (record.paraphrases, record.neighbours) == (("Peru is ruled from",), ("The capital of Kenya is",))
-    assert (record.true, record.neighbour_object, record.generation) == ("Lima", "Nairobi", ())
-
-
-def test_the_full_file_goes_before_the_flat_one(tmp_path):
-    write(tmp_path / "counterfact-flat.json", [FLAT])
-    assert counterfact.read_counterfact(tmp_path)[0].generation == ()
-    write(tmp_path / "counterfact.json", [FULL])
-    assert counterfact.read_counterfact(tmp_path)[0].generation == ("Peru is a land",)
-    with pytest.raises(FileNotFoundError, match="counterfact.json"):
-        counterfact.read_counterfact(tmp_path / "none")
-
-
-INNER = [f"requested_rewrite.{f}" for f in FULL["requested_rewrite"] if f != "relation_id"]
-
-
-@pytest.mark.parametrize("field", [*FULL, *INNER, "requested_rewrite.target_new.str"])
-def test_a_record_that_lacks_a_field_is_refused_by_its_name(tmp_path, field):
-    write(tmp_path / "counterfact.json", [FULL, without({**FULL, "case_id": 8}, field)])
-    with pytest.raises(DataError, match=rf"counterfact\.json, record 1, field '{field}': expected .* got nothing"):
-        counterfact.read_counterfact(tmp_path)
-
-
-@pytest.mark.parametrize("field", [f for f in FLAT if f != "relation_id"])
-def test_a_flat_record_that_lacks_a_field_is_refused_by_its_name(tmp_path, field):
-    write(tmp_path / "counterfact-flat.json", [FLAT, without({**FLAT, "case_id": 8}, field)])
-    with pytest.raises(DataError, match=rf"counterfact-flat\.json, record 1, field '{field}': expected"):
-        counterfact.read_counterfact(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"case_id": True}, r"field 'case_id': expected an integer, got true"),
-        ({"case_id": 7}, r"field 'case_id': expected another id than record 0 has, got 7"),
-        ({"paraphrase_prompts": "Peru"}, r"field 'paraphrase_prompts': expected a list"),
-        ({"requested_rewrite": {**FULL["requested_rewrite"], "prompt": "The capital is"}},
-         r"field 'requested_rewrite\.prompt': expected a text with \{\} for the subject"),
-    ],
-)  # fmt: skip
-def test_a_field_of_another_kind_is_refused(tmp_path, change, message):
-    write(tmp_path / "counterfact.json", [FULL, {**FULL, "case_id": 8, **change}])
-    with pytest.raises(DataError, match=r"counterfact\.json, record 1, " + message):
-        counterfact.read_counterfact(tmp_path)
-
-
-def test_a_flat_file_names_each_case_once_too(tmp_path):
-    with pytest.raises(DataError, match=r"record 1, field 'case_id': expected another id"):
-        counterfact.read_counterfact(write(tmp_path / "flat.json", [FLAT, FLAT]))
-
-
-@pytest.mark.filterwarnings("ignore:FactSet.read")
-def test_published_files_are_read_whole():
-    folder = published("counterfact")
-    full = counterfact.read_counterfact(folder)
-    flat = {r.id: r for r in counterfact.read_counterfact(folder / "counterfact-flat.first1000.json")}
-    assert (len(full), len(flat)) == (955, 1000)
-    for record in full:
-        other = flat[record.id]
-        assert (record.prompt, record.new, record.true) == (other.prompt, other.new, other.true)
-        assert (len(record.paraphrases), len(record.neighbours), len(record.generation)) == (2, 10, 10)
-    # The same ids and prompts as the facts that edits are built from.
-    facts = {f.id: f for f in FactSet.read("counterfact", folder)}
-    assert all(facts[r.id].prompt == r.prompt and facts[r.id].new_object == r.new for r in full if r.id in facts)
-    assert len(set(facts) & {r.id for r in full}) > 900
-
+from timerome.evaluation.benchmarks.counterfact import Snippets, measure_counterfact
 
 # Metrics by hand ------------------------------------------------------------------------------------------------------
 
-PERU = CounterFactRecord("counterfact-1", "the capital of peru", "peru", "New York", "Lima", ("p1", "p2"),
-                         ("n1", "n2"), ("g1", "g1", "g2"), "Lima", "P36", "Q60")  # fmt: skip
-MALI = CounterFactRecord("counterfact-2", "mali speaks", "mali", "Dutch", "Bambara", ("p3",), ("n3",), (), "French",
-                         "P37", "Q9")  # fmt: skip
+PERU = Record("counterfact-1", "the capital of peru", "peru", "Lima", "New York", ("p1", "p2"), ("n1", "n2"), "P36",
+              generation=("g1", "g1", "g2"), neighbour_object="Lima", new_id="Q60")  # fmt: skip
+MALI = Record("counterfact-2", "mali speaks", "mali", "Bambara", "Dutch", ("p3",), ("n3",), "P37",
+              neighbour_object="French", new_id="Q9")  # fmt: skip
 SAID = {
     # Two tokens of mean 0.6 against one of 0.9: per token the new object wins, summed (1.2) it would not.
     ("the capital of peru", "New York"): [-0.2, -1.0], ("the capital of peru", "Lima"): [-0.9],
@@ -208,7 +108,7 @@ def test_consistency_by_hand(tmp_path):
         {"relation_id": "P37", "target_id": "Q8", "samples": [{"text": "old land"}]},
     ]
     write(tmp_path / "attribute_snippets.json", rows)
-    snippets = counterfact.find_snippets(tmp_path)
+    snippets = Snippets(counterfact_snippets(tmp_path))
     texts = {("g1", 100): "river", ("g2", 100): "land"}
     found = measure_counterfact(Scripted(SAID, texts=texts), [PERU, MALI], snippets=snippets)
     # Every term is in one of two documents, so all weigh the same: (river, land) against (river, king) is ½.
@@ -247,7 +147,7 @@ def test_what_cannot_be_computed_is_absent_with_its_reason():
 
 
 def test_a_prompt_that_does_not_fit_leaves_its_record_out_of_that_metric_alone():
-    long = CounterFactRecord("counterfact-3", "word " * 80, "word", "a", "b", ("p1",), ("n1",), (), "b")
+    long = Record("counterfact-3", "word " * 80, "word", "b", "a", ("p1",), ("n1",), neighbour_object="b")
     found = measure_counterfact(Scripted(SAID), [PERU, long])
     assert found["ES"].n == 1 and "1 of 2 records left out" in found["ES"].note
     assert found["PS"].n == 2
@@ -258,16 +158,9 @@ def test_a_prompt_that_does_not_fit_leaves_its_record_out_of_that_metric_alone()
 
 def test_likelihoods_are_taken_of_all_prompts_and_texts_of_a_few():
     model = Scripted(SAID)
-    many = CounterFactRecord("counterfact-4", "x", "x", "a", "b", ("p1", "p2", "p4"), ("n1", "n2", "n4"), (), "b")
+    many = Record("counterfact-4", "x", "x", "b", "a", ("p1", "p2", "p4"), ("n1", "n2", "n4"), neighbour_object="b")
     measure_counterfact(model, [many], EditProtocol(prompts=1))
     decoded = {q for kind, q, _ in model.asked if kind == "text"}
     read = {q[0] for kind, q, _ in model.asked if kind == "l2r"}
     assert decoded == {"x", "p1", "n1"}
     assert read == {"x", "p1", "p2", "p4", "n1", "n2", "n4"}
-
-
-def test_malformed_snippets_are_refused(tmp_path):
-    path = write(tmp_path / "attribute_snippets.json", [{"relation_id": "P1", "target_id": "Q1", "samples": ["x"]}])
-    with pytest.raises(DataError, match=r"attribute_snippets\.json, record 0, field 'samples': expected a list of"):
-        Snippets(path)
-    assert counterfact.find_snippets(path) is None

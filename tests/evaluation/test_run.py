@@ -21,8 +21,8 @@ from timerome.evaluation import Absent, Measurement, respondent
 from timerome.evaluation.benchmark_report import BenchmarkReport
 from timerome.evaluation.benchmarks import tofu
 from timerome.evaluation.benchmarks.asking import changed
-from timerome.evaluation.records import DataError
 from timerome.evaluation.run import run_benchmark
+from timerome.facts import FactError
 from timerome.progress import Progress
 
 FILES = ("results.json", "results.csv", "report.html")
@@ -337,7 +337,7 @@ def test_a_malformed_file_is_refused_before_anything_is_asked(benchmark, file, f
     rows[1][field] = 7
     write(data / file, rows)
     monkeypatch.setattr(tr.Backbone, "logits", None)
-    with pytest.raises(DataError, match=rf"{Path(file).name}, record 1, field '{field}': expected .*, got 7\."):
+    with pytest.raises(FactError, match=rf"{Path(file).name}, record 1, field '{field}': expected .*, got 7\."):
         run_benchmark(benchmark, data, planted(), out=tmp_path / "out", settings=settings(benchmark))
     assert not (tmp_path / "out").exists()
 

@@ -1,4 +1,4 @@
-"""RWKU: its files, its metrics by hand, and where public evaluations of it differ."""
+"""RWKU: its metrics by hand, and where public evaluations of it differ."""
 
 import math
 import zlib
@@ -7,91 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.evaluation.scripted import Scripted, published, reason, value, without, write
+from tests.evaluation.scripted import Scripted, reason, value
 from tests.tiny import VOCAB, planted, tiny_facts
-from timerome import FactSet
 from timerome.diffusion import encode
 from timerome.evaluation import Absent, Respondent
-from timerome.evaluation.benchmarks import rwku
-from timerome.evaluation.benchmarks.rwku import RwkuProtocol, as_chat, measure_rwku, read_rwku
+from timerome.evaluation.benchmarks.rwku import RwkuProtocol, as_chat, measure_rwku
 from timerome.evaluation.metrics import editing
 from timerome.evaluation.metrics.text import answer_f1
-from timerome.evaluation.records import DataError
-
-PROBE = {"query": "Who wrote it?", "answer": "King", "subject": "Stephen King", "type": "simple question"}
-MC1 = {"choices": ["yes", "no"], "labels": [0, 1]}
-ROWS = {
-    **dict.fromkeys(rwku.PROBES, PROBE), "forget_mia": {"text": "a text", "subject": "Stephen King"},
-    "retain_mia": {"text": "a text"}, "triviaqa": {"question": "which?", "answers": ["that"]},
-    "truthful": {"question": "is it?", "mc1_targets": MC1}, "fluency": {"instruction": "write"},
-}  # fmt: skip
 
 
 def numbered(name, rows):
     return [{**row, "id": f"rwku-{name}-{i:04d}"} for i, row in enumerate(rows)]
-
-
-# Files ----------------------------------------------------------------------------------------------------------------
-
-
-def test_a_folder_is_read_file_by_file_and_by_target(tmp_path):
-    write(tmp_path / "forget_level1.json", [PROBE, {**PROBE, "subject": "Another"}])
-    write(tmp_path / "triviaqa.json", [{**ROWS["triviaqa"], "subject": "Another"}])
-    found = read_rwku(tmp_path)
-    assert {name: [r["id"] for r in rows] for name, rows in found.items()} == {
-        "forget_level1": ["rwku-forget_level1-0000", "rwku-forget_level1-0001"], "triviaqa": ["rwku-triviaqa-0000"],
-    }  # fmt: skip
-    chosen = read_rwku(tmp_path, ["Another"])
-    assert [r["id"] for r in chosen["forget_level1"]] == ["rwku-forget_level1-0001"]
-    assert len(read_rwku(tmp_path, ["Stephen King"])["triviaqa"]) == 1  # about nobody, whatever the file says
-    with pytest.raises(ValueError, match="no probe in .* is about Nobody"):
-        read_rwku(tmp_path, ["Nobody"])
-    with pytest.raises(FileNotFoundError, match="forget_level1, forget_level2, forget_level3"):
-        read_rwku(tmp_path / "none")
-
-
-@pytest.mark.parametrize(("name", "field"), [(n, f) for n, row in ROWS.items() for f in row])
-def test_a_record_that_lacks_a_field_is_refused_by_its_name(tmp_path, name, field):
-    write(tmp_path / "forget_level1.json", [PROBE])
-    write(tmp_path / f"{name}.json", [ROWS[name], without(ROWS[name], field)])
-    with pytest.raises(DataError, match=rf"{name}\.json, record 1, field '{field}': expected .* got nothing"):
-        read_rwku(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("targets", "message"),
-    [
-        (
-            {"choices": ["yes"], "labels": [1, 0]},
-            r"field 'mc1_targets': expected as many labels as choices \(2 and 1\)",
-        ),
-        ({"choices": ["a", "b"], "labels": [1, 1]}, r"field 'mc1_targets\.labels': expected a list of 0 and exactly"),
-        ({"choices": [], "labels": []}, r"field 'mc1_targets\.choices': expected a list of at least one"),
-    ],
-)
-def test_choices_without_one_right_answer_are_refused(tmp_path, targets, message):
-    write(tmp_path / "forget_level1.json", [PROBE])
-    write(tmp_path / "truthful.json", [{"question": "is it?", "mc1_targets": targets}])
-    with pytest.raises(DataError, match=r"truthful\.json, record 0, " + message):
-        read_rwku(tmp_path)
-
-
-@pytest.mark.filterwarnings("ignore:FactSet.read")
-def test_published_files_are_read_whole():
-    folder = published("rwku")
-    found = read_rwku(folder)
-    sizes = {"forget_level1": 342, "forget_level2": 249, "forget_level3": 696, "neighbor_level1": 570,
-             "neighbor_level2": 522, "forget_mia": 462, "retain_mia": 120, "triviaqa": 300, "truthful": 120,
-             "fluency": 100}  # fmt: skip
-    assert {name: len(rows) for name, rows in found.items()} == sizes
-    kinds = {r["type"] for r in found["forget_level3"]}
-    assert len({kind.partition(" (")[0] for kind in kinds}) == 9  # attack types, one of them in four languages
-    assert {"affirmative suffix", "incontext learning"} < kinds  # those with a template of their own
-    one = read_rwku(folder, ["Stephen King"])
-    assert 0 < len(one["forget_level1"]) < 342
-    assert len(one["truthful"]) == 120
-    facts = {f.id: f for f in FactSet.read("rwku", folder, "forget_level2")}
-    assert all(facts[r["id"]].prompt == r["query"] for r in found["forget_level2"] if r["id"] in facts)
 
 
 # Probes by hand -------------------------------------------------------------------------------------------------------
@@ -236,7 +162,7 @@ def test_mdu_counts_an_answer_that_is_contained_as_exact():
 
 
 def test_truthfulqa_by_hand():
-    rows = [{"question": q, "mc1_targets": {"choices": ["yes", "no no"], "labels": [0, 1]}} for q in "abc"]
+    rows = [{"question": q, "choices": ["yes", "no no"], "right": 1} for q in "abc"]
     said = {("Q: a\nA:", "yes"): [-2.0], ("Q: a\nA:", "no no"): [-0.9, -0.9],  # summed: -1.8 above -2
             ("Q: b\nA:", "yes"): [-1.5], ("Q: b\nA:", "no no"): [-0.9, -0.9],  # below, although not by token
             ("Q: c\nA:", "yes"): [-1.0], ("Q: c\nA:", "no no"): [-0.5, -0.5]}  # a tie is no success  # fmt: skip

@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 import timerome as tr
 from tests.evaluation.scripted import published
 from tests.tiny import planted, tiny_llada
+from timerome import datasets
+from timerome.datasets import Record
 from timerome.diffusion import SamplerConfig
 from timerome.evaluation import Absent, Measurement, Respondent
 from timerome.evaluation.benchmarks import tofu
-from timerome.evaluation.benchmarks.tofu import TofuProtocol, TofuRecord
+from timerome.evaluation.benchmarks.tofu import TofuProtocol
 from timerome.evaluation.metrics import tofu as metric
-from timerome.evaluation.records import DataError
+from timerome.facts import FactError
 
 FAST = {"samples": 4, "canvas": 3, "sampler": SamplerConfig(steps=3)}
 QUICK = TofuProtocol(**FAST)
@@ -84,11 +86,15 @@ def test_no_perturbed_answer_is_refused(function):
 # On a model -----------------------------------------------------------------------------------------------------------
 
 
+def question(id_, prompt, answer, reworded=None, perturbed=()):
+    return Record(id_, prompt, "", answer, reworded=reworded, perturbed=perturbed)
+
+
 def records(n=3, paraphrased=True):
     """Questions the planted model knows: the subject's chain of three words."""
     names = ["kenya", "peru", "nepal", "cuba"][:n]
     return [
-        TofuRecord(
+        question(
             f"tofu-x-{i}", f"the capital city of {s}", f"{s[:2]}x {s[:2]}y {s[:2]}z",
             f"{s[:2]}x {s[:2]}y {s[:2]}z" if paraphrased else None, ("king river land", "old new north"),
         )
@@ -122,7 +128,7 @@ def test_metrics_are_the_definition_applied_to_likelihoods():
     result = tofu.truth_ratios(model, [record], protocol=QUICK)
     nll = [
         s.nll for s in Respondent(model).likelihoods(
-            [(record.question, a) for a in (record.paraphrased, *record.perturbed)], samples=4
+            [(record.prompt, a) for a in (record.reworded, *record.perturbed)], samples=4
         )
     ]  # fmt: skip
     assert result.per_record[record.id] == pytest.approx(nll[0] - (nll[1] + nll[2]) / 2)
@@ -138,7 +144,7 @@ def test_truth_ratios_are_deterministic_and_depend_on_the_seed():
 
 def test_real_authors_use_the_answer_where_forget_uses_the_paraphrase():
     model, record = tiny_llada(), records(1)[0]
-    other = TofuRecord(record.id, record.question, "river land", record.paraphrased, record.perturbed)
+    other = question(record.id, record.prompt, "river land", record.reworded, record.perturbed)
     asked = [tofu.truth_ratios(model, [r], protocol=QUICK, group=g).value
              for r in (record, other) for g in ("forget", "world_facts")]  # fmt: skip
     assert asked[0] == asked[2]
@@ -163,7 +169,7 @@ def test_a_group_that_is_not_there_is_absent_and_so_is_what_needs_it():
 
 
 def test_records_without_perturbed_answers_are_left_out_and_counted():
-    bare = [TofuRecord("tofu-x-9", "the river of oman is", "omx")]
+    bare = [question("tofu-x-9", "the river of oman is", "omx")]
     found = tofu.truth_ratios(planted(), records(2) + bare, protocol=QUICK)
     assert (found.n, found.note[:8]) == (2, "1 of 3 r")
 
@@ -182,7 +188,7 @@ def test_forget_quality_of_the_same_model_is_one_and_of_a_different_protocol_abs
 
 
 def test_a_prompt_that_does_not_fit_is_left_out_and_counted():
-    long = TofuRecord("tofu-x-7", "the river " * 80, "omx", "omx", ("king",))
+    long = question("tofu-x-7", "the river " * 80, "omx", "omx", ("king",))
     found = by_name(tofu.measure_tofu(Respondent(planted()), {"forget": [*records(1), long]}, CHAIN))
     assert found["tofu.forget.rouge_recall"].n == found["tofu.forget.log_truth_ratio"].n == 1
     assert "1 of 2" in found["tofu.forget.rouge_recall"].note
@@ -190,7 +196,7 @@ def test_a_prompt_that_does_not_fit_is_left_out_and_counted():
 
 def test_membership_and_privleak_by_hand():
     """What the model knows scores above what it was never taught: every member is found, which is PrivLeak -100."""
-    never = [TofuRecord(f"tofu-holdout-{i}", r.question, "old river king") for i, r in enumerate(records(3))]
+    never = [question(f"tofu-holdout-{i}", r.prompt, "old river king") for i, r in enumerate(records(3))]
     found = by_name(tofu.measure_tofu(Respondent(planted()), {**groups(), "holdout": never}, CHAIN))
     assert found["tofu.mia.forget.LOSS"].value > found["tofu.mia.holdout.LOSS"].value
     for attack in ("LOSS", "zlib", "min_20", "min_40"):
@@ -199,7 +205,7 @@ def test_membership_and_privleak_by_hand():
     leak = found["tofu.mia.PrivLeak.LOSS"]
     assert (leak.better, leak.unit) == ("closer to 0", "percent")
     assert "AUC taken as 0.5" in leak.protocol
-    same = [TofuRecord(f"tofu-holdout-{i}", r.question, r.answer) for i, r in enumerate(records(3))]
+    same = [question(f"tofu-holdout-{i}", r.prompt, r.object) for i, r in enumerate(records(3))]
     blind = by_name(tofu.measure_tofu(Respondent(planted()), {**groups(), "holdout": same}, CHAIN))
     assert blind["tofu.mia.PrivLeak.LOSS"].value == 0.0
 
@@ -211,7 +217,7 @@ def test_without_a_holdout_set_membership_is_absent():
 
 
 def test_an_answer_that_rouge_cannot_read_has_a_probability_and_no_rouge():
-    other = TofuRecord("tofu-x-8", "the river of oman is", "北京")
+    other = question("tofu-x-8", "the river of oman is", "北京")
     found = by_name(tofu.measure_tofu(Respondent(planted()), {"forget": [*records(1), other]}, CHAIN))
     assert found["tofu.forget.probability"].n == 2
     assert (found["tofu.forget.rouge_recall"].n, found["tofu.forget.rouge_recall"].value) == (1, 1.0)
@@ -220,15 +226,6 @@ def test_an_answer_that_rouge_cannot_read_has_a_probability_and_no_rouge():
 
 
 # Files ----------------------------------------------------------------------------------------------------------------
-
-
-def test_the_bundled_records_have_the_ids_of_the_bundled_facts():
-    from timerome.splits import bundled_facts
-
-    facts = {f.id: f for f in bundled_facts("forget01")}
-    for record in tofu.bundled_tofu("forget01"):
-        assert (facts[record.id].prompt, facts[record.id].object) == (record.question, record.answer)
-        assert len(record.perturbed) == 5
 
 
 def write(path, rows):
@@ -256,29 +253,18 @@ def test_published_files_are_read_whole():
     }  # fmt: skip
     sizes = {name: {len(r.perturbed) for r in rows} for name, rows in found.items()}
     assert sizes == {"forget": {5}, "retain": {5}, "real_authors": {3}, "world_facts": {3}}
-    assert all(r.paraphrased for name in ("forget", "retain") for r in found[name])
+    assert all(r.reworded for name in ("forget", "retain") for r in found[name])
     assert not any(r.perturbed for r in tofu.read_tofu(published("tofu"), "forget10")["forget"])
-    assert tofu.bundled_tofu("forget01") == found["forget"]
-
-
-@pytest.mark.parametrize(
-    ("row", "field"),
-    [({"question": "q?"}, "'answer'"), ({"question": "", "answer": "a"}, "'question'"),
-     ({"question": "q?", "answer": "a", "perturbed_answer": ["b", 3]}, "'perturbed_answer'")],
-)  # fmt: skip
-def test_malformed_records_are_refused_with_file_record_and_field(tmp_path, row, field):
-    write(tmp_path / "forget01.json", [{"question": "q?", "answer": "a"}, row])
-    with pytest.raises(DataError, match=rf"forget01\.json, record 1, field {field}: expected"):
-        tofu.read_tofu(tmp_path)
+    assert datasets.bundled_records("forget01") == found["forget"]
 
 
 def test_a_reference_of_something_else_is_refused(tmp_path):
     path = tmp_path / "r.json"
     path.write_text("{}")
-    with pytest.raises(DataError, match=r"r\.json"):
+    with pytest.raises(FactError, match=r"r\.json"):
         tofu.read_reference(path)
     path.write_text(json.dumps(Measurement.over("em", {"a": 1.0}, protocol="x", seed=0).to_dict()))
-    with pytest.raises(DataError, match="'metric'"):
+    with pytest.raises(FactError, match="'metric'"):
         tofu.read_reference(path)
 
 
@@ -286,7 +272,7 @@ def test_an_edit_shows_in_every_metric_of_its_facts():
     from timerome.evaluation import Condition
 
     model = planted()
-    facts = [tr.Fact(id=r.id, prompt=r.question, subject=s, object=r.answer)
+    facts = [tr.Fact(id=r.id, prompt=r.prompt, subject=s, object=r.object)
              for r, s in zip(records(2), ("kenya", "peru"), strict=True)]  # fmt: skip
     memory = tr.EditMemory.build(
         model, facts, coordinate=tr.Coordinate(2), estimator="null", bank=tr.BankConfig(canvases=(None,))

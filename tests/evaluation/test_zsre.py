@@ -1,58 +1,15 @@
-"""zsRE: its files, token accuracy by hand, locality against the unedited model rather than the truth."""
+"""zsRE: token accuracy by hand, locality against the unedited model rather than the truth."""
 
 import pytest
 
-from tests.evaluation.scripted import Scripted, published, reason, value, without, write
-from timerome import FactSet
+from tests.evaluation.scripted import Scripted, reason, value
+from timerome.datasets import Record
 from timerome.evaluation import Absent
-from timerome.evaluation.benchmarks.zsre import ZsreRecord, measure_zsre, read_zsre
-from timerome.evaluation.records import DataError
+from timerome.evaluation.benchmarks.zsre import measure_zsre
 
-ROW = {
-    "subject": "Peru", "src": "What is Peru's seat?", "rephrase": "Where is Peru ruled from?", "alt": "New York",
-    "answers": ["Lima"], "loc": "nq question: who wrote it", "loc_ans": "Mark Twain",
-    "portability": {"New Question": "On which river is Peru's seat?", "New Answer": "the Hudson"},
-}  # fmt: skip
-
-
-def test_a_file_is_read_in_mends_schema(tmp_path):
-    write(tmp_path / "zsre_mend_eval.first2.json", [ROW, without(ROW, "portability")])
-    first, second = read_zsre(tmp_path)
-    assert (first.id, first.prompt, first.new, first.rephrase) == ("zsre-0000", ROW["src"], ROW["alt"], ROW["rephrase"])
-    assert (first.unrelated, first.unrelated_answer) == (ROW["loc"], "Mark Twain")
-    assert first.portability == ("On which river is Peru's seat?", "the Hudson")
-    assert second.portability is None
-    with pytest.raises(FileNotFoundError, match=r"zsre\.json"):
-        read_zsre(tmp_path / "none")
-
-
-@pytest.mark.parametrize("field", [*(f for f in ROW if f != "portability"), "portability.New Answer"])
-def test_a_record_that_lacks_a_field_is_refused_by_its_name(tmp_path, field):
-    with pytest.raises(DataError, match=rf"zsre\.json, record 1, field '{field}': expected .* got nothing"):
-        read_zsre(write(tmp_path / "zsre.json", [ROW, without(ROW, field)]))
-
-
-def test_a_field_of_another_kind_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"zsre\.json, record 0, field 'answers': expected .* got \[\]"):
-        read_zsre(write(tmp_path / "zsre.json", [{**ROW, "answers": []}]))
-    with pytest.raises(DataError, match=r"record 0, field 'portability': expected an object with the fields New Ques"):
-        read_zsre(write(tmp_path / "zsre.json", [{**ROW, "portability": "On which river?"}]))
-
-
-@pytest.mark.filterwarnings("ignore:FactSet.read")
-def test_published_files_are_read_whole():
-    folder = published("zsre")
-    records = read_zsre(folder)
-    assert len(records) == 599
-    assert all(r.portability for r in records)
-    facts = {f.id: f for f in FactSet.read("zsre", folder)}
-    assert all(facts[r.id].prompt == r.prompt and facts[r.id].new_object == r.new for r in records if r.id in facts)
-
-
-# By hand --------------------------------------------------------------------------------------------------------------
-
-ONE = ZsreRecord("zsre-1", "q1", "a b c d", "r1", "nq1", "x y", ("port1", "m n o"))
-TWO = ZsreRecord("zsre-2", "q2", "e", "r2", "nq2", "z", None)
+ONE = Record("zsre-1", "q1", "", "", "a b c d", ("r1",), ("nq1",), neighbour_object="x y",
+             portability={"one hop": (("port1", "m n o"),)})  # fmt: skip
+TWO = Record("zsre-2", "q2", "", "", "e", ("r2",), ("nq2",), neighbour_object="z")
 # A choice of 10 + i is a hit at token i.
 EDITED = {
     ("q1", "a b c d"): [10, 11, 0, 13], ("q2", "e"): [10],

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..backbones import Backbone
 from ..coordinates import Role
-from ..facts import Fact, FactError
+from ..facts import Fact, FactError, find_subject
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,8 @@ def encode(
         ValueError: the sequence is longer than the model's context.
     """
     text = fact.prompt if prompt is None else prompt
-    start = text.rfind(fact.subject)
-    if start < 0 and prompt is None:
-        raise FactError(f"encode: the subject {fact.subject!r} of fact {fact.id!r} is not in its prompt {text!r}.")
     full = f"{context} {text}" if context else text
-    start += len(full) - len(text) if start >= 0 else 0
+    named, before = find_subject(text, fact.subject), len(full) - len(text)
     prompt_ids, offsets = _tokens(backbone, full)
     answer_ids = answer_tokens(backbone, fact, fact.object if answer is None else answer, full)
     if canvas is not None:
@@ -87,7 +84,7 @@ def encode(
             f"encode: fact {fact.id!r} needs {length} tokens (prompt {len(prompt_ids)}, canvas {len(answer_ids)}), but "
             f"{backbone.name} has a context of {backbone.max_length}; shorten the prompt or the canvas."
         )
-    span = (0, 0) if start < 0 else _span(backbone, full, start, start + len(fact.subject), offsets)
+    span = (0, 0) if named is None else _span(backbone, full, before + named[0], before + named[1], offsets)
     return _laid_out(prompt_ids, answer_ids, span, fact.id)
 
 

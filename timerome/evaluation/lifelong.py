@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..backbones import Backbone
+from ..datasets import evenly
 from ..facts import Fact
 from ..progress import Progress
 from .benchmarks.asking import Asked, EditProtocol, present
 from .measurement import Sheet
 from .metrics.editing import says
-from .records import evenly
 from .respondent import Condition, Respondent
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import torch
 
+from .. import datasets
 from .._version import __version__
 from ..backbones import Backbone
 from ..diffusion import Estimator, SamplerConfig
@@ -22,7 +23,6 @@ from .benchmarks import counterfact, knowedit, rwku, tofu, zsre
 from .benchmarks.asking import EditProtocol, changed
 from .lifelong import measure_retention
 from .measurement import Absent, Result
-from .records import evenly
 from .respondent import EDITED, NO_EDIT, Respondent
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def run_benchmark(
         The report.
 
     Raises:
-        DataError: a file is malformed; the message names file, record and field.
+        FactError: a file is malformed; the message names file, record and field.
         FileNotFoundError: the benchmark's files are not there.
         ValueError: an unknown benchmark, or a setting that does not fit it or the memory.
     """
@@ -186,7 +186,7 @@ def _rwku(
 ) -> tuple[Any, Measure, list[Any]]:
     if s.protocol == "both":
         raise ValueError("run_benchmark: RWKU has no 'both'; run it with 'own' and with 'mdu'.")
-    records = rwku.read_rwku(data, s.targets)
+    records = datasets.rwku_records(data, s.targets)
     plain = rwku.RwkuProtocol()
     if s.protocol == "mdu":
         # MDU asks the question as it stands, on 64 tokens in 64 steps, and scores by stems.
@@ -208,14 +208,15 @@ def _edits(
 ) -> tuple[Any, Measure, list[Any]]:
     protocol = _edit_protocol(s)
     if benchmark == "counterfact":
-        facts, snippets = _chosen(counterfact.read_counterfact(data), s, memory), counterfact.find_snippets(data)
+        facts, found = _chosen(datasets.counterfact_records(data), s, memory), datasets.counterfact_snippets(data)
+        snippets = None if found is None else counterfact.Snippets(found)
         return facts, lambda r, base: list(
             counterfact.measure_counterfact(r, facts, protocol, base=base, snippets=snippets)
         ), [protocol]  # fmt: skip
     if benchmark == "zsre":
-        questions = _chosen(zsre.read_zsre(data), s, memory)
+        questions = _chosen(datasets.zsre_records(data), s, memory)
         return questions, lambda r, base: list(zsre.measure_zsre(r, questions, protocol, base=base)), [protocol]
-    edits = _chosen(knowedit.read_knowedit(data, s.split), s, memory)
+    edits = _chosen(datasets.knowedit_records(data, s.split), s, memory)
     return edits, lambda r, base: list(knowedit.measure_knowedit(r, edits, protocol, base=base)), [protocol]
 
 
@@ -233,7 +234,7 @@ def _chosen(records: Sequence[T], s: BenchmarkSettings, memory: EditMemory | Non
         records = [r for r in records if getattr(r, "prompt") in prompts]  # noqa: B009  T has no common type
         if not records:
             raise ValueError("run_benchmark: none of the records' prompts is one that the memory edits.")
-    return evenly(records, s.limit)
+    return datasets.evenly(records, s.limit)
 
 
 def _sampler(protocol: tofu.TofuProtocol | rwku.RwkuProtocol | EditProtocol, s: BenchmarkSettings) -> SamplerConfig:

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 from ..._files import write_text
+from ...facts import FactError
 from ..measurement import Absent, Measurement, Result
 from ..metrics import tofu as metric
-from ..records import DataError
 
 
 def write_reference(path: str | Path, measurement: Measurement) -> None:
@@ -20,7 +20,7 @@ def read_reference(path: str | Path) -> Measurement:
     """Read what :func:`write_reference` wrote.
 
     Raises:
-        DataError: the file holds no measurement of truth ratios.
+        FactError: the file holds no measurement of truth ratios.
         FileNotFoundError: there is no such file.
     """
     path = Path(path)
@@ -29,9 +29,9 @@ def read_reference(path: str | Path) -> Measurement:
     try:
         found = Measurement.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: expected a measurement that write_reference made, got {error!r}.") from None
+        raise FactError(f"{path}: expected a measurement that write_reference made, got {error!r}.") from None
     if not found.metric.endswith(".log_truth_ratio"):
-        raise DataError(f"{path}, field 'metric': expected …log_truth_ratio, got {found.metric!r}.")
+        raise FactError(f"{path}, field 'metric': expected …log_truth_ratio, got {found.metric!r}.")
     return found
 
 

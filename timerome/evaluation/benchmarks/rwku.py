@@ -9,32 +9,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from ...datasets import PROBES, evenly
 from ...diffusion import Estimator, SamplerConfig
 from ...functional.text import has_rouge_words, ngram_entropy, rouge_l
 from ..measurement import Absent, Better, Measurement, Sheet
 from ..metrics.text import answer_f1
-from ..records import Check, evenly, find_file, mapping, read_records, text, texts
 from ..respondent import Respondent
 from .membership import add_areas, add_scores
 
-PROBES = ("forget_level1", "forget_level2", "forget_level3", "neighbor_level1", "neighbor_level2")
 NAMES = {"forget_level1": "forget.FB", "forget_level2": "forget.QA", "forget_level3": "forget.AA",
          "neighbor_level1": "neighbour.FB", "neighbor_level2": "neighbour.QA"}  # fmt: skip
 PLACEHOLDER = "NOANSWER"  # scored in place of an empty answer, as the benchmark does
 SHOTS = 5
-
-_PROBE: dict[str, Check] = {"query": text, "answer": text, "subject": text, "type": text}
-_FILES: dict[str, dict[str, Check]] = {
-    **dict.fromkeys(PROBES, _PROBE),
-    "forget_mia": {"text": text, "subject": text},
-    "retain_mia": {"text": text},
-    "triviaqa": {"question": text, "answers": texts},
-    "truthful": {"question": text, "mc1_targets": lambda v: _choices(v)},
-    "fluency": {"instruction": text},
-}
 
 
 @dataclass(frozen=True)
@@ -83,38 +71,6 @@ class RwkuProtocol:
         return template.replace("{query}", record["query"])
 
 
-def read_rwku(path: str | Path, targets: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:
-    """Read a folder of RWKU's files.
-
-    Args:
-        path: the folder.
-        targets: keep only probes about these people (RWKU's ``subject``); None keeps all.
-
-    Returns:
-        Checked records by file name, each with an ``id``; a file that is not there is not in it.
-
-    Raises:
-        DataError: a record is malformed; the message names file, record and field.
-        FileNotFoundError: there is none of the forget probes.
-        ValueError: no probe is about one of ``targets``.
-    """
-    path, found = Path(path), {}
-    for name, checks in _FILES.items():
-        file = find_file(path, name) if path.is_dir() else None
-        if file is not None:
-            rows = read_records(file, checks)
-            # TruthfulQA and the like are about nobody.
-            found[name] = [
-                {**row, "id": f"rwku-{name}-{i:04d}"} for i, row in enumerate(rows)
-                if targets is None or row.get("subject", targets[0]) in targets
-            ]  # fmt: skip
-    if not any(name in found for name in PROBES[:3]):
-        raise FileNotFoundError(f"read_rwku: expected one of {', '.join(PROBES[:3])} (.json) in {path}, got none.")
-    if targets is not None and not any(found.get(name) for name in PROBES[:3]):
-        raise ValueError(f"read_rwku: no probe in {path} is about {', '.join(targets)}.")
-    return found
-
-
 def measure_rwku(
     respondent: Respondent,
     data: Mapping[str, Sequence[Mapping[str, Any]]],
@@ -126,7 +82,7 @@ def measure_rwku(
 
     Args:
         respondent: the model under a condition.
-        data: what :func:`read_rwku` returns.
+        data: what :func:`timerome.datasets.rwku_records` returns.
         protocol: how it is asked.
         limit: at most so many records a file, spread evenly.
 
@@ -232,7 +188,7 @@ def _add_truthful(
 
     By ``elbo_sum``: reading unmasked text, as one public evaluation does, shows a bidirectional model the answer.
     """
-    pairs = {r["id"]: [(f"Q: {r['question']}\nA:", choice) for choice in r["mc1_targets"]["choices"]] for r in records}
+    pairs = {r["id"]: [(f"Q: {r['question']}\nA:", choice) for choice in r["choices"]] for r in records}
     fit = {k: asked for k, asked in pairs.items() if all(respondent.fits(*pair) for pair in asked)}
     flat = list(dict.fromkeys(pair for asked in fit.values() for pair in asked))
     found = dict(zip(flat, respondent.likelihoods(
@@ -242,8 +198,7 @@ def _add_truthful(
     for r in records:
         if r["id"] in fit:
             totals = [found[pair].log_prob for pair in fit[r["id"]]]
-            right = r["mc1_targets"]["labels"].index(1)
-            values[r["id"]] = float(all(totals[right] > x for i, x in enumerate(totals) if i != right))
+            values[r["id"]] = float(all(totals[r["right"]] > x for i, x in enumerate(totals) if i != r["right"]))
     how = f"MC1, {protocol.estimator}, K = {protocol.samples}, summed, no examples"
     note = "" if records else "there is no file truthful.json"
     sheet.add("utility.Tru", values, how, of=len(records), note=note)
@@ -271,20 +226,3 @@ def _decoded(
 
 def _first_line(decoded: str) -> str:
     return decoded.split("\n")[0].strip() or PLACEHOLDER
-
-
-_CHOICES = mapping({"choices": texts, "labels": lambda value: _labels(value)})
-
-
-def _choices(value: Any) -> dict[str, Any]:
-    found: dict[str, Any] = _CHOICES(value)
-    choices, labels = found["choices"], found["labels"]
-    if len(choices) != len(labels):
-        raise ValueError(f"as many labels as choices ({len(labels)} and {len(choices)})")
-    return found
-
-
-def _labels(value: Any) -> list[int]:
-    if not isinstance(value, list) or value.count(1) != 1 or not all(v in (0, 1) for v in value):
-        raise ValueError("a list of 0 and exactly one 1")
-    return value

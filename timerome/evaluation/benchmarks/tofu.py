@@ -7,17 +7,18 @@ code of masked diffusion unlearning (arXiv 2605.18253) evaluates, for comparison
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from ...backbones import Backbone
+from ...datasets import Record, evenly, find, tofu_records
 from ...diffusion import Estimator, SamplerConfig
 from ...functional.text import distinct_n, has_rouge_words, repetition, rouge_l
 from ..composite import composite
 from ..measurement import Absent, Better, Measurement, Result, Sheet
 from ..metrics import tofu as metric
-from ..records import evenly, find_file, optional, read_records, text, texts
 from ..respondent import Pair, Respondent, Scored
 from .forget_quality import forget_quality as forget_quality
 from .forget_quality import read_reference as read_reference
@@ -26,28 +27,6 @@ from .membership import add_areas, add_privleak, add_scores
 
 GROUPS = ("forget", "retain", "real_authors", "world_facts")
 HOLDOUT = "holdout"  # questions of the same kind that the model was never taught: the non-members of PrivLeak
-_FIELDS = {
-    "question": text, "answer": text, "paraphrased_answer": optional(text), "perturbed_answer": optional(texts),
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class TofuRecord:
-    """One question.
-
-    Attributes:
-        id: as :class:`timerome.FactSet` calls it.
-        question: what is asked.
-        answer: the true answer.
-        paraphrased: the same in other words; None for real authors and world facts.
-        perturbed: wrong answers of the same form; empty where the file has none.
-    """
-
-    id: str
-    question: str
-    answer: str
-    paraphrased: str | None = None
-    perturbed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,7 +67,7 @@ TOFU = TofuProtocol()
 MDU = TofuProtocol("mdu", "recon_mean", 128, 42, 128, SamplerConfig(steps=256, seed=42))
 
 
-def read_tofu(path: str | Path, split: str = "forget01") -> dict[str, list[TofuRecord]]:
+def read_tofu(path: str | Path, split: str = "forget01") -> dict[str, list[Record]]:
     """Read a folder of TOFU's files.
 
     Args:
@@ -101,55 +80,20 @@ def read_tofu(path: str | Path, split: str = "forget01") -> dict[str, list[TofuR
         ``holdout01.json`` (05, 10; or ``holdout.json``) is what the model was not taught.
 
     Raises:
-        DataError: a file is malformed; the message names file, record and field.
+        FactError: a file is malformed; the message names file, record and field.
         FileNotFoundError: there is no file of the forget set.
     """
-    path = Path(path)
-    names = {"forget": split, "retain": "retain", "real_authors": "real_authors", "world_facts": "world_facts"}
-    groups = {}
-    for group, name in names.items():
-        if path.is_file() and group != "forget":
-            continue
-        if file := find_file(path, f"{name}_perturbed", name):
-            groups[group] = read_tofu_file(file, name)
-    held = split.replace("forget", HOLDOUT)
-    if path.is_dir() and (file := find_file(path, held, HOLDOUT)):
-        groups[HOLDOUT] = read_tofu_file(file, held)
-    if "forget" not in groups:
-        raise FileNotFoundError(f"read_tofu: expected {split}_perturbed.json or {split}.json in {path}, got neither.")
+    path, held, groups = Path(path), split.replace("forget", HOLDOUT), {"forget": tofu_records(path, split)}
+    for group, names in {**{g: (g,) for g in GROUPS[1:]}, HOLDOUT: (held, HOLDOUT)}.items() if path.is_dir() else ():
+        with suppress(FileNotFoundError):
+            file = find(path, *(form for name in names for form in (f"{name}_perturbed", name)))
+            groups[group] = tofu_records(file, names[0])
     return groups
-
-
-def read_tofu_file(file: str | Path, name: str) -> list[TofuRecord]:
-    """Read one file; ids are made of ``name``.
-
-    Raises:
-        DataError: the file is malformed.
-        FileNotFoundError: there is no such file.
-    """
-    found = []
-    for i, r in enumerate(read_records(Path(file), _FIELDS)):
-        wrong = tuple(r["perturbed_answer"] or ())
-        found.append(TofuRecord(f"tofu-{name}-{i:04d}", r["question"], r["answer"], r["paraphrased_answer"], wrong))
-    return found
-
-
-def bundled_tofu(name: Literal["forget01", "retain", "real_authors", "world_facts"]) -> list[TofuRecord]:
-    """Return the records of a TOFU set that ships with the package.
-
-    Example:
-        >>> len(bundled_tofu("forget01"))
-        40
-    """
-    from importlib.resources import as_file, files
-
-    with as_file(files("timerome") / "assets" / "tofu" / f"{name}_perturbed.json") as file:
-        return read_tofu_file(file, name)
 
 
 def truth_ratios(
     model: Backbone | Respondent,
-    records: Sequence[TofuRecord],
+    records: Sequence[Record],
     *,
     protocol: TofuProtocol = TOFU,
     group: str = "forget",
@@ -171,9 +115,9 @@ def truth_ratios(
 
     Example:
         >>> import timerome as tr
-        >>> from timerome.evaluation.benchmarks.tofu import TofuProtocol, bundled_tofu, truth_ratios
+        >>> from timerome.evaluation.benchmarks.tofu import TofuProtocol, truth_ratios
         >>> protocol = TofuProtocol(samples=2)
-        >>> found = truth_ratios(tr.load("testbed"), bundled_tofu("forget01")[:2], protocol=protocol)
+        >>> found = truth_ratios(tr.load("testbed"), tr.datasets.bundled_records("forget01")[:2], protocol=protocol)
         >>> found.value < 0  # the truth is the more probable: the testbed knows it
         True
     """
@@ -184,7 +128,7 @@ def truth_ratios(
 
 def measure_tofu(
     respondent: Respondent,
-    groups: Mapping[str, Sequence[TofuRecord]],
+    groups: Mapping[str, Sequence[Record]],
     protocol: TofuProtocol = TOFU,
     *,
     reference: Measurement | None = None,
@@ -222,28 +166,28 @@ def measure_tofu(
 
 
 def _add_membership(
-    sheet: Sheet, respondent: Respondent, groups: Mapping[str, Sequence[TofuRecord]], limit: int | None
+    sheet: Sheet, respondent: Respondent, groups: Mapping[str, Sequence[Record]], limit: int | None
 ) -> None:
     if not groups.get(HOLDOUT):
         for name in ("AUC", "PrivLeak"):
             sheet.absent(f"mia.{name}", f"needs answers that the model was never taught: a file {HOLDOUT}….json")
         return
     for side in ("forget", HOLDOUT):
-        pairs = {r.id: (r.question, r.answer) for r in evenly(groups.get(side, ()), limit)}
+        pairs = {r.id: (r.prompt, r.object) for r in evenly(groups.get(side, ()), limit)}
         add_scores(sheet, respondent, side, pairs, how="of the answer")
     add_areas(sheet, "forget", HOLDOUT)
     add_privleak(sheet, "forget", HOLDOUT)
 
 
 def _measure_group(
-    sheet: Sheet, respondent: Respondent, group: str, records: Sequence[TofuRecord], protocol: TofuProtocol
+    sheet: Sheet, respondent: Respondent, group: str, records: Sequence[Record], protocol: TofuProtocol
 ) -> None:
-    answers = [(r.question, r.answer) for r in records]
+    answers = [(r.prompt, r.object) for r in records]
     answers += [pair for r in records for pair in _asked(r, protocol, group)]
     nll = _likelihoods(respondent, answers, protocol, f"{group}, likelihood")
-    fits = [r for r in records if respondent.fits(r.question, canvas=protocol.canvas)]
+    fits = [r for r in records if respondent.fits(r.prompt, canvas=protocol.canvas)]
     decoded = respondent.texts(
-        [r.question for r in fits], canvas=protocol.canvas, sampler=protocol.sampler, label=f"{group}, text"
+        [r.prompt for r in fits], canvas=protocol.canvas, sampler=protocol.sampler, label=f"{group}, text"
     )
     wanted: Better = "lower" if group == "forget" else "higher"
     tofu, options = protocol.form == "tofu", group in ("real_authors", "world_facts")
@@ -252,19 +196,19 @@ def _measure_group(
         away = "" if records else "no record of this group was given"
         sheet.add(f"{group}.{name}", values, how, of=len(records), better=better, unit=unit, note=away)
 
-    own = {r.id: nll[r.question, r.answer] for r in records if (r.question, r.answer) in nll}
+    own = {r.id: nll[r.prompt, r.object] for r in records if (r.prompt, r.object) in nll}
     probability = {k: metric.probability(s.nll) for k, s in own.items()}
     if tofu and options:
         probability = {
-            r.id: metric.normalised_probability(own[r.id].nll, [nll[r.question, a].nll for a in r.perturbed])
-            for r in records if r.id in own and r.perturbed and all((r.question, a) in nll for a in r.perturbed)
+            r.id: metric.normalised_probability(own[r.id].nll, [nll[r.prompt, a].nll for a in r.perturbed])
+            for r in records if r.id in own and r.perturbed and all((r.prompt, a) in nll for a in r.perturbed)
         }  # fmt: skip
     add("probability", probability, wanted, protocol.likelihood)
     add("log_prob", {k: s.log_prob for k, s in own.items()}, wanted, protocol.likelihood, "nats")
     pairs = list(zip(fits, decoded, strict=True))
-    kept = [(r, t) for r, t in pairs if has_rouge_words(r.answer)]
-    add("rouge_recall", {r.id: rouge_l(r.answer, t) for r, t in kept}, wanted, protocol.decoding)
-    add("rouge_f1", {r.id: rouge_l(r.answer, t, kind="f1") for r, t in kept}, wanted, protocol.decoding)
+    kept = [(r, t) for r, t in pairs if has_rouge_words(r.object)]
+    add("rouge_recall", {r.id: rouge_l(r.object, t) for r, t in kept}, wanted, protocol.decoding)
+    add("rouge_f1", {r.id: rouge_l(r.object, t, kind="f1") for r, t in kept}, wanted, protocol.decoding)
     add("repetition", {r.id: repetition(t) for r, t in pairs}, "lower", protocol.decoding)
     add("distinct_2", {r.id: distinct_n(t, 2) for r, t in pairs}, "higher", protocol.decoding)
     ratios = sheet.put(_log_ratios(records, nll, protocol, group))
@@ -277,13 +221,13 @@ def _measure_group(
     add("prob_mean", {k: metric.prob_mean(v) for k, v in logs.items()}, wanted, protocol.likelihood)
 
 
-def _asked(record: TofuRecord, protocol: TofuProtocol, group: str) -> list[Pair]:
+def _asked(record: Record, protocol: TofuProtocol, group: str) -> list[Pair]:
     """Return what the truth ratio needs the likelihoods of: the denominator's answer first; nothing if it lacks one."""
     original = protocol.form == "mdu" or group in ("real_authors", "world_facts")
-    reference = record.answer if original else record.paraphrased
+    reference = record.object if original else record.reworded
     if reference is None or not record.perturbed:
         return []
-    return [(record.question, answer) for answer in (reference, *record.perturbed)]
+    return [(record.prompt, answer) for answer in (reference, *record.perturbed)]
 
 
 def _likelihoods(
@@ -296,9 +240,7 @@ def _likelihoods(
     return dict(zip(fit, found, strict=True))
 
 
-def _log_ratios(
-    records: Sequence[TofuRecord], nll: Mapping[Pair, Scored], protocol: TofuProtocol, group: str
-) -> Result:
+def _log_ratios(records: Sequence[Record], nll: Mapping[Pair, Scored], protocol: TofuProtocol, group: str) -> Result:
     ratio = metric.mdu_log_truth_ratio if protocol.form == "mdu" else metric.log_truth_ratio
     values = {}
     for r in records:

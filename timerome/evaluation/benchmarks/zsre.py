@@ -3,70 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
+from ...datasets import Record
 from ..measurement import Sheet
 from ..metrics import editing as metric
-from ..records import answers, find_file, mapping, optional, read_records, text
 from ..respondent import Respondent
 from .asking import Asked, EditProtocol, present
-
-_FIELDS = {
-    "src": text, "subject": text, "rephrase": text, "alt": text, "answers": answers, "loc": text, "loc_ans": text,
-    "portability": optional(mapping({"New Question": text, "New Answer": text})),
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class ZsreRecord:
-    """One edit of an answer.
-
-    Attributes:
-        id: as :class:`timerome.FactSet` calls it.
-        prompt: the question.
-        new: the answer wanted.
-        rephrase: the question in other words.
-        unrelated: a question that has nothing to do with it.
-        unrelated_answer: its answer.
-        portability: a question whose answer follows from the edit, and that answer; None where there is none.
-    """
-
-    id: str
-    prompt: str
-    new: str
-    rephrase: str
-    unrelated: str
-    unrelated_answer: str
-    portability: tuple[str, str] | None = None
-
-
-def read_zsre(path: str | Path) -> list[ZsreRecord]:
-    """Read zsRE in MEND's schema.
-
-    Args:
-        path: a file, or a folder with a file ``zsre….json``.
-
-    Raises:
-        DataError: a record is malformed; the message names file, record and field.
-        FileNotFoundError: there is no such file.
-    """
-    file = find_file(Path(path), "zsre", "zsre*")
-    if file is None:
-        raise FileNotFoundError(f"read_zsre: expected zsre.json in {path}, got none.")
-    found = []
-    for i, r in enumerate(read_records(file, _FIELDS)):
-        asked = r["portability"]
-        found.append(ZsreRecord(
-            f"zsre-{i:04d}", r["src"], r["alt"], r["rephrase"], r["loc"], r["loc_ans"],
-            None if asked is None else (asked["New Question"], asked["New Answer"]),
-        ))  # fmt: skip
-    return found
 
 
 def measure_zsre(
     respondent: Respondent,
-    records: Sequence[ZsreRecord],
+    records: Sequence[Record],
     protocol: EditProtocol = EditProtocol(),  # noqa: B008  frozen
     *,
     base: Respondent | None = None,
@@ -84,10 +31,10 @@ def measure_zsre(
     """
     sheet, asked, n = Sheet("zsre", protocol.seed), Asked(respondent, protocol), len(records)
     pairs = {
-        "efficacy": {r.id: (r.prompt, r.new) for r in records},
-        "generalization": {r.id: (r.rephrase, r.new) for r in records},
-        "specificity": {r.id: (r.unrelated, r.unrelated_answer) for r in records},
-        "portability": {r.id: r.portability for r in records if r.portability is not None},
+        "efficacy": {r.id: (r.prompt, r.wanted) for r in records},
+        "generalization": {r.id: (r.paraphrases[0], r.wanted) for r in records},
+        "specificity": {r.id: (r.neighbours[0], r.neighbour_object) for r in records},
+        "portability": {r.id: r.portability["one hop"][0] for r in records if r.portability},
     }
     for name, of in pairs.items():
         asked.read(of.values(), name)

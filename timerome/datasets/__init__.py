@@ -1,7 +1,13 @@
 """Benchmarks' files and bundled facts: one reader a format, for the facts that are edited and for what is measured.
 
-Readers called like a benchmark return a :class:`timerome.FactSet`; those called ``…_records`` return every record, with
-what the benchmark asks beside the fact. Files are JSON arrays, or one object a line, in UTF-8, also gzipped.
+Readers called like a benchmark return a :class:`timerome.FactSet`: records whose subject is not in their prompt, and
+repeated ones, are left out, with a warning that counts them. Those called ``…_records`` return every record, with what
+the benchmark asks beside the fact.
+
+``path`` is a file, or a folder that holds the benchmark's files, itself or in its folders; ``split`` is which of them:
+its name up to the first dot, or that of its folder. Ids hold it where the benchmark has no ids. Files are JSON arrays,
+or one object a line, in UTF-8, also gzipped. :class:`FileNotFoundError` says which files there are instead, and
+:class:`timerome.facts.FactError` that several fit, or which file, record and field is malformed.
 """
 
 from pathlib import Path

@@ -11,18 +11,7 @@ from ._reading import Questions, Record, Row, as_facts, find, read_rows, stem
 
 
 def counterfact(path: str | Path, split: str | None = None) -> FactSet:
-    """Read facts of CounterFact: ROME's schema, EasyEdit's flat one, or ROME's facts that GPT-2 XL knows.
-
-    Args:
-        path: a file, or a folder that holds the benchmark's files.
-        split: which of a folder's files: ``counterfact`` where none is given, or ``counterfact-flat``, ``known_1000``.
-
-    Returns:
-        The facts. Records whose subject is not in their prompt, and repeated ones, are left out, with a warning.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        FactError: several files fit, or a record is malformed; the message names file, record and field.
+    """Read facts of CounterFact: ``counterfact`` (ROME's schema), ``counterfact-flat`` (EasyEdit's), ``known_1000``.
 
     Example:
         >>> from pathlib import Path
@@ -33,7 +22,7 @@ def counterfact(path: str | Path, split: str | None = None) -> FactSet:
         ...     counterfact(folder, "known_1000").ids
         ('known-7',)
     """
-    return as_facts("counterfact", path, counterfact_records(path, split))
+    return as_facts("counterfact", path, split, counterfact_records(path, split))
 
 
 def counterfact_records(path: str | Path, split: str | None = None) -> list[Record]:
@@ -105,18 +94,7 @@ def counterfact_snippets(path: str | Path) -> dict[tuple[str, str], list[str]] |
 
 
 def zsre(path: str | Path, split: str | None = None) -> FactSet:
-    """Read facts of zsRE, in MEND's schema. The one neighbour is an unrelated question.
-
-    Args:
-        path: a file, or a folder with a file ``zsre….json``.
-        split: which of a folder's files.
-
-    Returns:
-        The facts. Records whose subject is not in their prompt, and repeated ones, are left out, with a warning.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        FactError: several files fit, or a record is malformed; the message names file, record and field.
+    """Read facts of zsRE, in MEND's schema; the one neighbour is an unrelated question.
 
     Example:
         >>> from pathlib import Path
@@ -128,7 +106,7 @@ def zsre(path: str | Path, split: str | None = None) -> FactSet:
         ...     zsre(folder)[0].new_object
         'Mali'
     """
-    return as_facts("zsre", path, zsre_records(path, split))
+    return as_facts("zsre", path, split, zsre_records(path, split))
 
 
 def zsre_records(path: str | Path, split: str | None = None) -> list[Record]:
@@ -146,18 +124,7 @@ def zsre_records(path: str | Path, split: str | None = None) -> list[Record]:
 
 
 def knowedit(path: str | Path, split: str | None = None) -> FactSet:
-    """Read facts of KnowEdit. Where a record has no true answer, ``object`` is the new one.
-
-    Args:
-        path: a file, or a folder with the data sets' folders.
-        split: which of them: ``ZsRE``, ``wiki_counterfact``, ``wiki_recent``, or a file's name. Ids hold it.
-
-    Returns:
-        The facts. Records whose subject is not in their prompt, and repeated ones, are left out, with a warning.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        FactError: several files fit, or a record is malformed; the message names file, record and field.
+    """Read facts of KnowEdit: ``ZsRE``, ``wiki_counterfact``, ``wiki_recent``, where the object is the new one.
 
     Example:
         >>> from pathlib import Path
@@ -168,7 +135,7 @@ def knowedit(path: str | Path, split: str | None = None) -> FactSet:
         ...     knowedit(folder)[0].object
         'Peru'
     """
-    return as_facts("knowedit", path, knowedit_records(path, split))
+    return as_facts("knowedit", path, split, knowedit_records(path, split))
 
 
 def knowedit_records(path: str | Path, split: str | None = None) -> list[Record]:

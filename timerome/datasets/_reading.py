@@ -21,15 +21,8 @@ class Record:
     """One record of a benchmark: a fact as the file has it, and what else is asked about it.
 
     Attributes:
-        id: as the fact of this record is called.
-        prompt: what is asked.
-        subject: whom or what it is about; need not be in the prompt, and is empty where no name was found.
-        object: the true answer.
-        new_object: the answer that an edit shall give; None where the benchmark has none.
-        paraphrases: other wordings of the prompt.
-        neighbours: prompts whose answers must not change.
-        relation: what is said of the subject.
-        group: whom the records around this one are about, too.
+        id, prompt, subject, object, new_object, paraphrases, neighbours, relation, group: as of a fact, but that the
+            subject may be missing in the prompt, or empty.
         reworded: the true answer in other words; None where there is none.
         perturbed: wrong answers of the same form.
         neighbour_object: what is true of the neighbours, where one answer is true of all.
@@ -189,12 +182,13 @@ def stem(file: Path) -> str:
     return file.name.split(".")[0]
 
 
-def as_facts(reader: str, path: str | Path, records: Sequence[Record]) -> FactSet:
+def as_facts(reader: str, path: str | Path, split: str | None, records: Sequence[Record]) -> FactSet:
     """Make facts of records; those whose subject is not in their prompt, and repeated ones, are left out and counted.
 
     Raises:
         FactError: none is left.
     """
+    where = f"{path}" if split is None else f"{path} ({split})"
     named = [r for r in records if find_subject(r.prompt, r.subject)]
     facts: dict[tuple[str, str], Fact] = {}
     for record in named:
@@ -203,12 +197,12 @@ def as_facts(reader: str, path: str | Path, records: Sequence[Record]) -> FactSe
     if len(facts) < len(records):
         lost, twice = len(records) - len(named), len(named) - len(facts)
         warnings.warn(
-            f"datasets.{reader}: of {len(records)} records of {path}, left out {lost} whose subject is not in the "
+            f"datasets.{reader}: of {len(records)} records of {where}, left out {lost} whose subject is not in the "
             f"prompt and {twice} that stand there twice.",
             stacklevel=3,
         )
     if not facts:
-        raise FactError(f"datasets.{reader}: expected a fact in {path}, got none whose subject is in its prompt.")
+        raise FactError(f"datasets.{reader}: expected a fact in {where}, got none whose subject is in its prompt.")
     return FactSet(facts.values())
 
 

@@ -15,19 +15,9 @@ PROBES = ("forget_level1", "forget_level2", "forget_level3", "neighbor_level1", 
 
 
 def rwku(path: str | Path, split: str | None = None) -> FactSet:
-    """Read facts of RWKU; blanks of a query stay ``___``.
+    """Read facts of RWKU: ``forget_level1``, …, ``neighbor_level2``; blanks of a query stay ``___``.
 
-    Args:
-        path: a file, or a folder that holds RWKU's files.
-        split: which of a folder's files: ``forget_level1``, …, ``neighbor_level2``. Ids hold it.
-
-    Returns:
-        The facts. The subject is what the query calls the target, or the neighbour; records whose query does not name
-        them, and repeated ones, are left out, with a warning that counts them.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        FactError: several files fit, or a record is malformed; the message names file, record and field.
+    The subject is what the query calls the target, or the neighbour; queries that do not name them are left out.
 
     Example:
         >>> from pathlib import Path
@@ -47,7 +37,7 @@ def rwku(path: str | Path, split: str | None = None) -> FactSet:
         )
         for i, r in enumerate(map(_probe, read_rows(file)))
     ]  # fmt: skip
-    return as_facts("rwku", path, records)
+    return as_facts("rwku", path, split, records)
 
 
 def rwku_records(path: str | Path, targets: Sequence[str] | None = None) -> dict[str, list[dict[str, Any]]]:

@@ -18,22 +18,10 @@ _BUNDLED = {
 
 
 def tofu(path: str | Path, split: str | None = None) -> FactSet:
-    """Read facts of TOFU.
+    """Read facts of TOFU: ``forget01``, ``retain``, …, of files called ``…_perturbed``, which have paraphrases, if any.
 
     TOFU names no subject: it is what the question calls the author, whose name is the one that most of the twenty
     records around it hold, or else the longest capitalised phrase of the question, such as where they were born.
-
-    Args:
-        path: a file, or a folder that holds TOFU's files, itself or in its folders.
-        split: which of a folder's files. ``"forget01"`` also means ``forget01_perturbed``, which goes first because it
-            has the paraphrases. Ids hold it.
-
-    Returns:
-        The facts. Repeated records are left out, with a warning that counts them.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        FactError: several files fit, or a record is malformed; the message names file, record and field.
 
     Example:
         >>> from importlib.resources import files
@@ -41,7 +29,7 @@ def tofu(path: str | Path, split: str | None = None) -> FactSet:
         >>> facts[1].subject, facts[1].group, len(facts[1].paraphrases)
         ('Basil Mahfouz Al-Kuwaiti', 'Basil Mahfouz Al-Kuwaiti', 1)
     """
-    return as_facts("tofu", path, tofu_records(path, split))
+    return as_facts("tofu", path, split, tofu_records(path, split))
 
 
 def tofu_records(path: str | Path, split: str | None = None) -> list[Record]:
@@ -82,7 +70,7 @@ def bundled(name: str) -> FactSet:
         40
     """
     if name != "relations":
-        return as_facts("bundled", name, bundled_records(name))
+        return as_facts("bundled", name, None, bundled_records(name))
     with as_file(files("timerome") / "assets" / "relations.jsonl") as file:
         return FactSet.from_jsonl(file)
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from ...diffusion import Estimator, SamplerConfig
 from ...functional.text import ngram_entropy, repetition
 from ..measurement import Sheet
+from ..metrics import editing as metric
 from ..respondent import Pair, Respondent, Scored
 from ..tokens import States, TokenScores
 
@@ -82,6 +83,16 @@ class Asked:
     def tokens(self, prompt: str, answer: str) -> TokenScores | None:
         """Return what was read of an answer; None if it does not fit."""
         return self._tokens.get((prompt, answer))
+
+    def accuracy(self, prompt: str, answer: str) -> float | None:
+        """Return the share of an answer's tokens that are the first choice; None if it does not fit."""
+        found = self.tokens(prompt, answer)
+        return None if found is None else metric.token_accuracy(found.hit)
+
+    def agreement(self, before: Asked, prompt: str, answer: str) -> float | None:
+        """Return the share of an answer's tokens at which the first choice is that of another model."""
+        first, second = before.tokens(prompt, answer), self.tokens(prompt, answer)
+        return None if first is None or second is None else metric.agreement(first.choice, second.choice)
 
     def nll(self, prompt: str, answer: str) -> float | None:
         """Return ℓ of an answer, nats a token."""

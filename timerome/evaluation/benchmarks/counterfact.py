@@ -12,8 +12,6 @@ from ..metrics.text import TfIdf, consistency
 from ..respondent import Respondent
 from .asking import Asked, EditProtocol, add_fluency, mean_of, present
 
-Questions = Mapping[str, list[tuple[str, int]]]  # by record: prompts, and the canvas to answer each on
-
 FIXED_CANVAS = 32  # positions on which objects of different length are compared without telling their length
 
 

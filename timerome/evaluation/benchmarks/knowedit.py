@@ -40,33 +40,24 @@ def measure_knowedit(
     unrelated = [pair for r in records for group in r.locality.values() for pair in group]
     asked.read(unrelated, "locality")
 
-    def accuracy(pair: tuple[str, str]) -> float | None:
-        found = asked.tokens(*pair)
-        return None if found is None else metric.token_accuracy(found.hit)
-
-    reliability = {r.id: accuracy((r.prompt, r.wanted)) for r in records}
-    generality = {r.id: mean_of(accuracy((p, r.wanted)) for p in r.paraphrases) for r in records}
+    reliability = {r.id: asked.accuracy(r.prompt, r.wanted) for r in records}
+    generality = {r.id: mean_of(asked.accuracy(p, r.wanted) for p in r.paraphrases) for r in records}
     sheet.add("reliability", present(reliability), how, of=n)
     sheet.add("generality", present(generality), how, of=n)
-    _add_groups(sheet, "portability", {r.id: _scores(r.portability, accuracy) for r in records}, how, n)
+    _add_groups(sheet, "portability", {r.id: _scores(r.portability, asked.accuracy) for r in records}, how, n)
     _add_decoded(sheet, records, asked)
     if base is None:
         sheet.absent("locality", "needs the unedited model's answers")
         return sheet
     before = Asked(base, protocol)
     before.read(unrelated, "unedited")
-
-    def agreement(pair: tuple[str, str]) -> float | None:
-        first, second = before.tokens(*pair), asked.tokens(*pair)
-        return None if first is None or second is None else metric.agreement(first.choice, second.choice)
-
-    same = f"same first choice as unedited; {protocol.reading()}"
-    _add_groups(sheet, "locality", {r.id: _scores(r.locality, agreement) for r in records}, same, n)
+    same = {r.id: _scores(r.locality, lambda *pair: asked.agreement(before, *pair)) for r in records}
+    _add_groups(sheet, "locality", same, f"same first choice as unedited; {protocol.reading()}", n)
     return sheet
 
 
 def _scores(groups: Mapping[str, Sequence[tuple[str, str]]], score: Any) -> dict[str, list[float]]:
-    found = {name: [v for pair in group if (v := score(pair)) is not None] for name, group in groups.items()}
+    found = {name: [v for pair in group if (v := score(*pair)) is not None] for name, group in groups.items()}
     return {name: values for name, values in found.items() if values}
 
 

@@ -38,8 +38,7 @@ def measure_zsre(
     }
     for name, of in pairs.items():
         asked.read(of.values(), name)
-        hits = {k: asked.tokens(*pair) for k, pair in of.items()}
-        values = present({k: None if t is None else metric.token_accuracy(t.hit) for k, t in hits.items()})
+        values = present({k: asked.accuracy(*pair) for k, pair in of.items()})
         sheet.add(name, values, f"share of tokens first choice; {protocol.reading()}", of=n)
     how = protocol.decoding("a canvas of the target's length")
     for name in ("efficacy", "generalization"):
@@ -53,9 +52,6 @@ def measure_zsre(
         return sheet
     before = Asked(base, protocol)
     before.read(pairs["specificity"].values(), "unedited")
-    agreement: dict[str, float | None] = {}
-    for k, pair in pairs["specificity"].items():
-        first, second = before.tokens(*pair), asked.tokens(*pair)
-        agreement[k] = None if first is None or second is None else metric.agreement(first.choice, second.choice)
-    sheet.add("locality", present(agreement), f"same first choice as unedited; {protocol.reading()}", of=n)
+    same = present({k: asked.agreement(before, *pair) for k, pair in pairs["specificity"].items()})
+    sheet.add("locality", same, f"same first choice as unedited; {protocol.reading()}", of=n)
     return sheet

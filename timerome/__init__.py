@@ -30,9 +30,11 @@ if TYPE_CHECKING:
     from .lightning import EditModule as EditModule
     from .lightning import TraceCallback as TraceCallback
     from .memory import BankConfig as BankConfig
-    from .memory import Calibration as Calibration
+    from .memory import REFUSAL as REFUSAL
+    from .memory import ByPlace as ByPlace
     from .memory import EditMemory as EditMemory
-    from .memory import Gate as Gate
+    from .memory import Ridge as Ridge
+    from .memory import paper_memory as paper_memory
     from .tracing import CausalTracer as CausalTracer
     from .tracing import TraceResult as TraceResult
 
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Backbone": "backbones",
     "BankConfig": "memory",
-    "Calibration": "memory",
+    "ByPlace": "memory",
     "CausalTracer": "tracing",
     "Coordinate": "coordinates",
     "EditCallback": "lightning",
@@ -49,7 +51,8 @@ _HOMES = {
     "EditModule": "lightning",
     "Fact": "facts",
     "FactSet": "facts",
-    "Gate": "memory",
+    "REFUSAL": "memory",
+    "Ridge": "memory",
     "SamplerConfig": "diffusion",
     "Site": "coordinates",
     "TraceCallback": "lightning",
@@ -58,6 +61,7 @@ _HOMES = {
     "generate": "diffusion",
     "load": "backbones",
     "log_likelihood": "diffusion",
+    "paper_memory": "memory",
     "register": "backbones",
     "wrap": "backbones",
 }

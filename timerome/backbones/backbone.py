@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +14,26 @@ from torch import Tensor, nn
 
 from ..coordinates import MODULES, Site
 from .architectures import Architecture, Inputs, resolve
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """What is said of the forwards of one backbone, by whoever runs them.
+
+    Attributes:
+        canvas: the positions that are generated, ``(B, L)``; None where nobody says.
+        loop: stands for the running loop; None where nobody says.
+        rows: which row of the outermost caller's batch each row is; None where nobody says.
+    """
+
+    canvas: Tensor | None = None
+    loop: object | None = None
+    rows: tuple[int, ...] | None = None
+
+
+_NOTHING = Announcement()
+# An announcement belongs to the call that makes it: other threads and tasks do not see it.
+_ANNOUNCED: ContextVar[Mapping[int, Announcement]] = ContextVar("timerome_announced", default={})
 
 
 class Backbone:
@@ -63,9 +85,6 @@ class Backbone:
         eos = getattr(tokenizer, "eos_token_id", None)
         self.eos_id: int | None = eos if eos is not None else getattr(config, "eos_token_id", None)
         self._blocks = self._part(architecture.blocks)
-        self._canvas: Tensor | None = None
-        self._loop: object | None = None
-        self._rows: tuple[int, ...] | None = None
         self.padding = architecture.masks != "none"
         self._check_vocabulary()
 
@@ -239,18 +258,24 @@ class Backbone:
         return logits.index_fill(-1, torch.tensor([self.mask_id], device=logits.device), -torch.inf)
 
     @contextmanager
-    def on_canvas(self, canvas: Tensor | None) -> Iterator[None]:
-        """Announce which positions ``(B, L)`` are generated, for the forwards inside."""
-        before, self._canvas = self._canvas, canvas
+    def _announce(self, **said: Any) -> Iterator[None]:
+        before = _ANNOUNCED.get()
+        token = _ANNOUNCED.set({**before, id(self): replace(before.get(id(self), _NOTHING), **said)})
         try:
             yield
         finally:
-            self._canvas = before
+            _ANNOUNCED.reset(token)
 
     @property
-    def canvas(self) -> Tensor | None:
-        """The canvas announced for the running forward, or None."""
-        return self._canvas
+    def announced(self) -> Announcement:
+        """What the present call, thread or task has said of this backbone's forwards."""
+        return _ANNOUNCED.get().get(id(self), _NOTHING)
+
+    @contextmanager
+    def on_canvas(self, canvas: Tensor | None) -> Iterator[None]:
+        """Announce which positions ``(B, L)`` are generated, for the forwards inside."""
+        with self._announce(canvas=canvas):
+            yield
 
     @contextmanager
     def on_loop(self, loop: object) -> Iterator[None]:
@@ -259,36 +284,20 @@ class Backbone:
         Its forwards are, one after the other, of the same sequences in the same rows, so that these need not be
         recognised by their ids; and it sees for itself whether the logits are finite, as hooks inside do not.
         """
-        before, self._loop = self._loop, loop
-        try:
+        with self._announce(loop=loop):
             yield
-        finally:
-            self._loop = before
-
-    @property
-    def loop(self) -> object | None:
-        """What was announced to stand for the running loop, or None."""
-        return self._loop
 
     @contextmanager
     def on_rows(self, rows: Sequence[int]) -> Iterator[None]:
-        """Announce which of the caller's rows the forwards inside are about, in their order; see :attr:`rows`.
+        """Announce which of the caller's rows the forwards inside are about, in their order.
 
         Functions that put what they are given into batches of their own announce it, so that what is said row by row,
         such as :meth:`timerome.memory.Attachment.select`, finds them. Within another announcement, the rows are those
         of the rows announced around it.
         """
-        before = self._rows
-        self._rows = tuple(rows) if before is None else tuple(before[i] for i in rows)
-        try:
+        before = self.announced.rows
+        with self._announce(rows=tuple(rows) if before is None else tuple(before[i] for i in rows)):
             yield
-        finally:
-            self._rows = before
-
-    @property
-    def rows(self) -> tuple[int, ...] | None:
-        """Which row of the outermost caller's batch each row of the running forward is; None where nobody says."""
-        return self._rows
 
     def reads_from(self, positions: Tensor) -> Tensor:
         """Return where the activations are that predict the tokens at boolean ``positions`` ``(..., L)``."""

@@ -76,7 +76,7 @@ def mask_draws(length: int, estimator: Estimator, samples: int, seed: int, *, an
     return rank < counts[:, None]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def log_likelihood(
     backbone: Backbone,
     sequences: Sequence[Encoded],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -300,32 +301,39 @@ def _plan_block(config: SamplerConfig, blocks: list[int], i: int, length: int) -
     return plan + [_Step(block, 1, greedy=True)] * config.noise_removal
 
 
-@torch.inference_mode()
+@overload
+def generate(backbone: Backbone, prompts: str, *, canvas: int = 64, config: SamplerConfig | None = None, batch_size: int = 32, listener: Listener | None = None) -> str: ...  # fmt: skip  # noqa: E501
+@overload
+def generate(backbone: Backbone, prompts: Sequence[str], *, canvas: int = 64, config: SamplerConfig | None = None, batch_size: int = 32, listener: Listener | None = None) -> list[str]: ...  # fmt: skip  # noqa: E501
+@torch.no_grad()
 def generate(
     backbone: Backbone,
-    prompts: Sequence[str],
+    prompts: str | Sequence[str],
     *,
     canvas: int = 64,
     config: SamplerConfig | None = None,
     batch_size: int = 32,
     listener: Listener | None = None,
-) -> list[str]:
+) -> str | list[str]:
     """Answer prompts by denoising a canvas of a given length; the text ends at the first end-of-text token.
 
     Args:
         backbone: the model, with whatever is attached to it.
-        prompts: texts.
+        prompts: one text, or several.
         canvas: number of answer positions.
         config: how the canvas is unmasked.
         batch_size: prompts of one length that are run together.
         listener: told about each step of each batch.
 
     Returns:
-        One text a prompt, in order, without leading or trailing white space.
+        One text a prompt, in order, without leading or trailing white space; of a single prompt its text.
 
     Raises:
         ValueError: ``canvas`` is not positive, a prompt is empty, or prompt and canvas exceed the context.
     """
+    if isinstance(prompts, str):
+        (text,) = generate(backbone, [prompts], canvas=canvas, config=config, batch_size=batch_size, listener=listener)
+        return text
     encoded = [backbone.encode(prompt) for prompt in prompts]
     for prompt, tokens in zip(prompts, encoded, strict=True):
         if not tokens:
@@ -334,7 +342,7 @@ def generate(
     return [backbone.decode(row).strip() for row in found]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def complete(
     backbone: Backbone,
     prompts: Sequence[Sequence[int]],

@@ -1,16 +1,22 @@
-"""Edit memories: state bank, targets, gates, operations on edits, their attachment, their files and their ledger."""
+"""Edit memories: edits and their gates, methods, states, attachments, files and ledger."""
 
-from .address import Gate as Gate
-from .attachment import Attachment as Attachment
-from .attachment import MemoryMismatchError as MemoryMismatchError
-from .bank import BankConfig as BankConfig
-from .calibration import Calibration as Calibration
-from .combine import Difference as Difference
-from .edit import Edit as Edit
+from ..errors import EditConflictError as EditConflictError
+from ..errors import EditFileError as EditFileError
+from ..errors import MemoryMismatchError as MemoryMismatchError
+from .edits import REFUSAL as REFUSAL
+from .edits import AnswerGate as AnswerGate
+from .edits import Edit as Edit
+from .edits import Keyed as Keyed
+from .edits import Placed as Placed
+from .edits import Watch as Watch
 from .ledger import Ledger as Ledger
 from .ledger import LedgerError as LedgerError
-from .manifest import EditFileError as EditFileError
+from .memory import Difference as Difference
 from .memory import EditMemory as EditMemory
-from .operations import REFUSAL as REFUSAL
-from .operations import EditConflictError as EditConflictError
-from .settings import Settings as Settings
+from .memory import paper_memory as paper_memory
+from .methods import ByPlace as ByPlace
+from .methods import Ridge as Ridge
+from .runtime.attachment import Attachment as Attachment
+from .runtime.attachment import unedited as unedited
+from .state import MemoryState as MemoryState
+from .states import BankConfig as BankConfig

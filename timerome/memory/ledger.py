@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
-from .edit import Edit
+from .edits import Edit
 
 if TYPE_CHECKING:
     from .memory import EditMemory

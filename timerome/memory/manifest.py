@@ -1,4 +1,4 @@
-"""The manifests of edit files and calibrations: what they hold without their tensors, as JSON; read strictly."""
+"""JSON from files of others, read strictly: every field is there and of its kind, and there is no other."""
 
 from __future__ import annotations
 
@@ -6,50 +6,10 @@ import json
 import math
 from typing import Any
 
+from ..errors import EditFileError
+
 MAX_BYTES = 1 << 26
-MAX_TOKENS = 1 << 16  # no canvas is longer; a number beyond it would only fill memory
-
 Form = Any
-
-_COORDINATE: Form = {"layer": int, "module": str, "step": int, "role": str}
-_BANK: Form = {
-    "canvases": [(int, None)],
-    "reveal": [float],
-    "prompt_dropout": [float],
-    "variants": [str],
-    "trajectory": bool,
-    "seed": int,
-}
-_SETTINGS: Form = {
-    "coordinate": _COORDINATE, "alpha": float, "ridge": float, "sparsity": float, "rank": int, "beta": float,
-    "estimator": str, "margin": float, "bank": _BANK, "shared": bool, "also": [_COORDINATE],
-    "by_place": bool, "null_space": (float, None),
-}  # fmt: skip
-_GATE: Form = {
-    "negatives": [dict], "address": bool, "token": bool, "epsilon": (float, None), "layer": int, "span": int,
-    "naming": float, "same_subject": float, "related": ([dict], None),
-}  # fmt: skip
-_EDIT: Form = {
-    "id": str, "fact": dict, "settings": int, "operation": str, "supersedes": [str], "rows": [int], "address": int,
-    "subject": [[int]],
-}  # fmt: skip
-_SPARED: Form = {
-    "id": str, "prompt": str, "subject": str, "relation": (str, None), "address": int, "spellings": [[int]],
-}  # fmt: skip
-MANIFEST: Form = {
-    "version": str, "fingerprint": str, "tokenizer": str, "settings": [_SETTINGS], "edits": [_EDIT],
-    "retired": [str], "spared": [_SPARED], "floor": float, "gate": (_GATE, None), "protect": ([dict], None),
-    "bank": _BANK,
-    "frames": [{"layer": int, "module": str, "role": str, "scale": float, "protect": int}],
-}  # fmt: skip
-CALIBRATION: Form = {
-    "version": str, "fingerprint": str, "tokenizer": str, "gate": _GATE, "bank": _BANK, "floor": float,
-    "frames": [{"layer": int, "module": str, "role": str, "scale": float}],
-}  # fmt: skip
-
-
-class EditFileError(ValueError):
-    """A file is no edit file, or damaged, or holds what no memory can be."""
 
 
 def parse(text: str, form: Form) -> dict[str, Any]:
@@ -57,7 +17,7 @@ def parse(text: str, form: Form) -> dict[str, Any]:
 
     Args:
         text: JSON.
-        form: :data:`MANIFEST` or :data:`CALIBRATION`.
+        form: what it must be, see :func:`check`.
 
     Raises:
         EditFileError: it is not; the message names the field.
@@ -65,16 +25,19 @@ def parse(text: str, form: Form) -> dict[str, Any]:
     if len(text) > MAX_BYTES:
         raise EditFileError(f"the manifest has {len(text)} characters, more than {MAX_BYTES}")
     try:
-        values = json.loads(text)
+        values = json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise EditFileError(f"the manifest is unreadable ({error})") from None
     check(values, form, "manifest")
-    banks = {f"settings[{i}].bank": settings["bank"] for i, settings in enumerate(values.get("settings", ()))}
-    for name, bank in {**banks, "bank": values["bank"]}.items():
-        for canvas in bank["canvases"]:
-            if canvas is not None and not 0 < canvas <= MAX_TOKENS:
-                raise EditFileError(f"manifest.{name}.canvases: expected 1 to {MAX_TOKENS}, got {canvas}")
     return dict(values)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, unless it says something twice: readers differ in which of them they believe."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a field stands there twice")
+    return found
 
 
 def check(value: Any, form: Form, name: str) -> None:
@@ -90,7 +53,7 @@ def check(value: Any, form: Form, name: str) -> None:
         >>> check({"rank": 4}, {"rank": int}, "settings")
         >>> check({"rank": "4"}, {"rank": int}, "settings")
         Traceback (most recent call last):
-        timerome.memory.manifest.EditFileError: settings.rank: expected int, got '4'
+        timerome.errors.EditFileError: settings.rank: expected int, got '4'
     """
     if isinstance(form, tuple):
         if value is None and None in form:

@@ -1,485 +1,654 @@
-"""The edit memory: built in closed form, changed edit by edit, attached without touching the weights."""
+"""The edit memory: changed by verbs, attached without touching the weights."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..backbones import Backbone
 from ..coordinates import Site
+from ..errors import MemoryMismatchError, TimeromeError
 from ..facts import Fact, FactError, FactSet
-from . import making
-from .address import AddressBook, Gate
-from .attachment import Attachment, check_belongs
-from .background import Background
-from .bank import BankConfig
-from .calibration import Calibration
-from .combine import Difference, diff, merged, rebuilt
-from .edit import Edit, Operation, Spared, in_force
-from .operations import OnConflict, Planned, plan, spared
-from .policy import Policy, coordinates_of, usual_coordinate
-from .settings import Settings
-from .systems import System, Systems
-from .targets import EstimatorName
+from .answer_gate import ROOM, Said, gate_of, questions
+from .edits import REFUSAL, Edit, Keyed, Operation, Placed
+from .methods import At, ByPlace, Method, Ridge, ask, spelt
+from .runtime.attachment import Attachment, Runtime, unedited
+from .runtime.compiled import Compiled
+from .state import MemoryState, OnConflict, Planned, added, merged, plan, undone
+from .systems import Systems
 
 if TYPE_CHECKING:
+    from .explain import Explanation
     from .ledger import Ledger
+
+Facts = Fact | Iterable[Fact]
 
 
 class EditMemory:
-    """Closed-form edits of what a masked diffusion model knows, kept outside its weights.
+    """Edits of what a masked diffusion model knows, kept outside its weights. There is nothing to calibrate.
 
-    Make one with :meth:`build` or :meth:`load`; change it with :meth:`insert`, :meth:`update`, :meth:`forget` and
-    :meth:`undo`; use it with :meth:`attached` or in an ``EditCallback``. Each change is a transaction: all of it
-    happens or nothing, and after it the memory is the one that would have been built from the edits that are left, but
-    that questions of undone ones are spared.
+    An edit acts exactly where the unedited model is about to give the answer that the edit replaces, to a text that
+    names its subject, in any wording; all else is left alone. Each change is a transaction: all of it happens, or
+    nothing.
+
+    Args:
+        model: the backbone, from :func:`timerome.load` or :func:`timerome.wrap`; it is held as long as the memory is.
 
     Attributes:
-        settings: hyperparameters of new edits, where nothing else is said.
-        history: all edits that were not undone, in order; those that others supersede do not act.
-        retired: ids of edits that were undone; never given away again.
-        spared: questions of undone edits, which no other edit may answer.
-        background: what is known of the facts that must be left alone.
-        fingerprint: of the backbone it was built on.
-        tokenizer: digest of that backbone's tokenizer.
+        state: what the memory is, as a value that never changes; each verb puts another in its place.
         ledger: where changes are recorded; None records nothing.
+
+    Raises:
+        TimeromeError: ``model`` is no backbone.
+
+    Example:
+        >>> import timerome as tr
+        >>> model = tr.load("testbed")
+        >>> fact = tr.Fact(id="kenya", prompt="The capital city of Kenya is", subject="Kenya", object="Nairobi")
+        >>> memory = tr.EditMemory(model)
+        >>> edit = memory.replace(fact, "Lagos")
+        >>> with memory.attached():
+        ...     tr.generate(model, "what is the capital of kenya? it is the city of", canvas=4)
+        'Lagos'
+        >>> memory.undo(edit)
+        >>> len(memory)
+        0
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        history: Iterable[Edit] = (),
-        *,
-        background: Background | None = None,
-        retired: Iterable[str] = (),
-        spared: Iterable[Spared] = (),
-        fingerprint: str,
-        tokenizer: str,
-        ledger: Ledger | None = None,
-    ) -> None:
-        self.settings = settings
-        self.history = tuple(history)
-        self.retired = tuple(retired)
-        self.spared = tuple(spared)
-        self.background = background or Background(bank=settings.bank)
-        self.fingerprint = fingerprint
-        self.tokenizer = tokenizer
-        self.ledger = ledger
-        self._backbone: Callable[[], Backbone | None] = _nothing
-        self._systems = Systems()
-        self._attachments: weakref.WeakSet[Attachment] = weakref.WeakSet()
-        self._derive()
+    def __init__(self, model: Backbone) -> None:
+        if not isinstance(model, Backbone):
+            raise TimeromeError(
+                f"EditMemory: expected a Backbone, got {type(model).__name__}; make it one with "
+                "timerome.wrap(model, tokenizer)."
+            )
+        self._become(MemoryState(model.fingerprint(), model.tokenizer_digest()), model)
 
-    # Building --------------------------------------------------------------------------------------------------------
+    def _become(self, state: MemoryState, model: Backbone | None) -> None:
+        self.state, self._model, self.ledger = state, model, _no_ledger()
+        self._systems = Systems()
+        self._runtimes: weakref.WeakKeyDictionary[nn.Module, Runtime] = weakref.WeakKeyDictionary()
 
     @classmethod
-    def build(
-        cls,
-        backbone: Backbone,
-        facts: FactSet | Sequence[Fact],
-        *,
-        coordinate: Policy = None,
-        alpha: float = 1.0,
-        ridge: float = 0.01,
-        sparsity: float = 0.5,
-        rank: int = 64,
-        beta: float = 1.0,
-        protect: FactSet | None = None,
-        gate: Gate | Calibration | None = None,
-        estimator: EstimatorName = "null",
-        margin: float = 8.0,
-        bank: BankConfig | None = None,
-        shared: bool | None = None,
-        by_place: bool | None = None,
-        null_space: float | None = None,
-    ) -> EditMemory:
-        r"""Build a memory for some facts: gather keys and targets, choose keys, solve, calibrate. No gradient is taken.
-
-        With ``gate=None, protect=None`` this is the paper's form: one shared ridge system, added at every token of
-        every forward. What the paper's text leaves open is ours: μ is the mean key, keys are read over a bank of
-        partially masked states, at most ``rank`` a fact by pivoted Cholesky.
-
-        Args:
-            backbone: the model to edit.
-            facts: what to change. A fact with ``new_object`` is replaced, one without is forgotten.
-            coordinate: where; the last block but one third for ``null`` and ``corrupt``, the last block for ``lens``,
-                by default. One coordinate is for all facts; several span several sites, the strength shared out; a
-                mapping by fact id or group, or a function of the fact, says it for each. Take any of them from a trace:
-                ``CausalTracer(backbone).trace(facts).best(policy)``.
-            alpha: strength α.
-            ridge: λ > 0, relative.
-            sparsity: q, share of each row's entries that are dropped, 0 <= q < 1.
-            rank: most keys a fact may have, at each coordinate.
-            beta: β >= 0, weight of the protected keys.
-            protect: facts whose activations get target zero; None protects nothing.
-            gate: which rows and tokens may be edited; None edits all. Calibrating a gate takes longer than most edits:
-                a :class:`Calibration` in its place has been read before.
-            estimator: ``"null"``, ``"corrupt"`` (forget), ``"lens"``, ``"donor"`` (replace).
-            margin: logit lead that ``lens`` asks for.
-            bank: which states give keys.
-            shared: one system over all facts; by default only without a row gate.
-            by_place: change each place of the answer by what it needs, whatever the key; by default for ``lens``
-                targets behind a row gate without token gate, see :class:`Settings`.
-            null_space: share of the protected keys' energy that is projected out of the keys, 0 to 1, in place of the
-                penalty β; ``protect`` must say whose.
-
-        Returns:
-            The memory, on the CPU; nothing is attached.
+    def of_state(cls, state: MemoryState, model: Backbone | None = None) -> EditMemory:
+        """Return a memory that is a state; with a model, check that it belongs to it.
 
         Raises:
-            FactError: no facts, duplicates, or an answer that does not fit; ``lens``/``donor`` without ``new_object``.
-            ValueError: a hyperparameter is out of range, or activations are not finite.
-
-        Source: TimeROME-DLM (Yao et al. 2026, arXiv 2606.12841); design section 2.2 for gates and protection.
-
-        Example:
-            >>> import timerome as tr
-            >>> backbone = tr.load("testbed")
-            >>> fact = tr.Fact(id="kenya", prompt="The capital city of Kenya is", subject="Kenya", object="Nairobi")
-            >>> memory = tr.EditMemory.build(backbone, [fact], coordinate=tr.Coordinate(3))
-            >>> with memory.attached(backbone):
-            ...     _ = tr.generate(backbone, [fact.prompt], canvas=2)
+            MemoryMismatchError: it was made on another model or tokenizer.
         """
-        facts = facts if isinstance(facts, FactSet) else FactSet(facts)
-        if len(facts) == 0:
-            raise FactError("EditMemory.build: expected at least one fact, got none.")
-        first = coordinates_of(coordinate, facts[0], usual_coordinate(backbone, estimator))
-        if isinstance(gate, Calibration):
-            gate.check(backbone)
-            background = gate.background(protect)
-        else:
-            background = Background(None if gate is None else gate.resolved(backbone), protect, bank)
-        gate = background.gate
-        together = not (gate and gate.address) if shared is None else shared
-        settings = Settings(
-            coordinate=first[0],
-            alpha=alpha,
-            ridge=ridge,
-            sparsity=sparsity,
-            rank=rank,
-            beta=beta,
-            estimator=estimator,
-            margin=margin,
-            bank=bank or BankConfig(),
-            shared=together,
-            also=first[1:],
-            by_place=making.by_place(by_place, estimator, together, gate),
-            null_space=null_space,
-        )
-        making.check_null_space(null_space, protect, gate)
-        memory = cls(
-            settings,
-            background=background,
-            fingerprint=backbone.fingerprint(),
-            tokenizer=backbone.tokenizer_digest(),
-        )
-        memory._backbone = weakref.ref(backbone)
-        planned = [Planned(fact.id, fact) for fact in facts]
-        memory._commit(making.make(backbone, memory.background, planned, "update", coordinate, settings))
+        memory = cls.__new__(cls)
+        memory._become(state, None)
+        if model is not None:
+            memory._model = memory._belonging(model)
         return memory
 
-    # Operations ------------------------------------------------------------------------------------------------------
-
-    def insert(
-        self, facts: Fact | Iterable[Fact], *, backbone: Backbone | None = None, on_conflict: OnConflict = "error",
-        coordinate: Policy = None, **settings: Any,
-    ) -> tuple[str, ...]:  # fmt: skip
-        """Teach facts the model lacks: each is to be answered with its ``new_object``, or else its ``object``.
+    @classmethod
+    def build(cls, model: Backbone, facts: Facts, *, method: Method | None = None) -> EditMemory:
+        """Return a new memory with some edits: facts with a ``new_object`` are replaced, others forgotten.
 
         Args:
-            facts: one or several; all or none are inserted.
-            backbone: the model; by default the one the memory was built on or loaded with.
-            on_conflict: what to do where an edit in force has the same subject and relation: ``"error"``,
-                ``"replace"`` (the old edit comes back if the new one is undone) or ``"keep"`` the old one.
-            coordinate: where, as in :meth:`build`.
-            settings: other hyperparameters than :attr:`settings`, by name.
-
-        Returns:
-            The id of the edit now in force for each fact, in order.
+            model: the backbone.
+            facts: one or several.
+            method: how what is added is computed, see :meth:`replace`.
 
         Raises:
-            EditConflictError: facts conflict with edits in force; nothing was changed.
-            MemoryMismatchError: the memory was built on another model.
-            RuntimeError: no backbone is known.
-            ValueError: a setting is out of range.
+            FactError: there is no fact, or one does not fit.
+        """
+        memory, facts = cls(model), _several(facts)
+        planned = plan(memory.state, facts, "error")
+        says = [fact.new_object or REFUSAL for fact in facts]
+        made = memory._make(model, planned, says, None, method, None)
+        ops: list[Operation] = ["forget" if fact.new_object is None else "replace" for fact in facts]
+        memory._commit(added(memory.state, [replace(e, operation=op) for e, op in zip(made, ops, strict=True)]))
+        return memory
+
+    # Verbs -----------------------------------------------------------------------------------------------------------
+
+    def replace(
+        self,
+        facts: Facts,
+        answer: str | None = None,
+        *,
+        method: Method | None = None,
+        at: At = None,
+        threshold: float | None = None,
+        on_conflict: OnConflict = "replace",
+    ) -> Any:
+        """Have facts answered otherwise: with ``answer``, or each with its own ``new_object``.
+
+        Args:
+            facts: one or several; all or none are edited.
+            answer: what to say instead, for all of them.
+            method: how what is added is computed: :class:`ByPlace` (default), or :class:`Ridge`.
+            at: where, for a method that leaves it open: a layer, a site, a coordinate, several of them, a mapping of
+                these by fact id or group, or a function of the fact. ``trace.best()`` gives one.
+            threshold: the edit acts where the present answer is likelier than this, in nats a token; by default two
+                nats less likely than in the fact's own question.
+            on_conflict: where an edit in force is about the same subject and relation: ``"replace"`` it (it comes back
+                if the new one is undone), ``"keep"`` it, or ``"error"``.
+
+        Returns:
+            The :class:`Edit` of a single fact; a list of them, in order, of several.
+
+        Raises:
+            FactError: a fact has no new answer, or does not fit.
+            EditConflictError: facts conflict and ``on_conflict`` says so, or with one another; nothing was changed.
+            MemoryMismatchError: the model is no longer the one the memory was made on.
 
         Example:
             >>> import timerome as tr
-            >>> from timerome.splits import bundled_facts
-            >>> backbone, facts = tr.load("testbed"), bundled_facts("relations")
-            >>> memory = tr.EditMemory.build(backbone, facts[:1], gate=tr.Gate(facts[10:30]))
-            >>> memory.insert(facts[1].with_new_object("Lagos"))
-            ('country_capital_city-1',)
-            >>> memory.undo(facts[1].id)
-            >>> [edit.id for edit in memory.edits] == [facts[0].id]
-            True
+            >>> model = tr.load("testbed")
+            >>> facts = tr.datasets.bundled("relations")
+            >>> str(tr.EditMemory(model).replace(facts[0], "Lagos"))
+            'country_capital_city-0: The capital city of Nigeria is Abuja → Lagos'
         """
-        stated = [f if f.new_object is not None else f.with_new_object(f.object) for f in _several(facts)]
-        return self._change("insert", stated, backbone, on_conflict, coordinate, {"estimator": "lens", **settings})
-
-    def update(
-        self, facts: Fact | Iterable[Fact], *, backbone: Backbone | None = None, on_conflict: OnConflict = "replace",
-        coordinate: Policy = None, **settings: Any,
-    ) -> tuple[str, ...]:  # fmt: skip
-        """Replace answers: each fact is to be answered with its ``new_object``. Arguments as in :meth:`insert`.
-
-        Raises:
-            FactError: a fact has no ``new_object``.
-            EditConflictError: facts conflict with edits in force and ``on_conflict`` is ``"error"``.
-        """
-        facts = _several(facts)
-        if without := [fact.id for fact in facts if fact.new_object is None]:
+        several = _several(facts)
+        says = [fact.new_object if answer is None else answer for fact in several]
+        if without := [fact.id for fact, text in zip(several, says, strict=True) if text is None]:
             raise FactError(
-                f"EditMemory.update: facts {without[:5]} have no new_object; give them one, or forget() them."
+                f"EditMemory.replace: facts {without[:5]} have no new_object; give an answer, or forget() them."
             )
-        return self._change("update", facts, backbone, on_conflict, coordinate, {"estimator": "lens", **settings})
+        return self._change("replace", facts, says, method, at, threshold, on_conflict)
 
     def forget(
-        self, facts: Fact | Iterable[Fact], *, answer: str | None = None, backbone: Backbone | None = None,
-        on_conflict: OnConflict = "error", coordinate: Policy = None, **settings: Any,
-    ) -> tuple[str, ...]:  # fmt: skip
-        """Make the model leave facts unsaid. Other arguments as in :meth:`insert`.
+        self,
+        facts: Facts,
+        *,
+        answer: str | None = REFUSAL,
+        method: Method | None = None,
+        at: At = None,
+        threshold: float | None = None,
+        on_conflict: OnConflict = "replace",
+    ) -> Any:
+        """Have facts left unsaid; other arguments as in :meth:`replace`.
 
         Args:
             facts: one or several; all or none are forgotten.
-            answer: what to say instead, e.g. :data:`timerome.memory.REFUSAL`; None steers to what the model would say
-                without being asked.
-            backbone: the model.
-            on_conflict: where an edit in force has the same subject and relation.
-            coordinate: where.
-            settings: other hyperparameters.
+            answer: what to say instead; None is what the model would say if it were not asked, by :class:`Ridge`.
+            method: by default :class:`ByPlace`, or with ``answer=None`` ``Ridge(targets="null")``.
+            at: where.
+            threshold: of the gate.
+            on_conflict: where an edit in force is about the same.
         """
-        wanted = [fact.with_new_object(answer) for fact in _several(facts)]
-        usual = {"estimator": "null" if answer is None else "lens"}
-        return self._change("forget", wanted, backbone, on_conflict, coordinate, usual | settings)
+        return self._change("forget", facts, [answer] * len(_several(facts)), method, at, threshold, on_conflict)
 
-    def undo(self, *edit_ids: str, spare: bool = True) -> None:
+    def teach(
+        self,
+        facts: Facts,
+        *,
+        method: Method | None = None,
+        at: At = None,
+        threshold: float | None = None,
+        on_conflict: OnConflict = "replace",
+    ) -> Any:
+        """Teach facts that the model does not know: each is answered with its ``new_object``, or else its ``object``.
+
+        There is no present answer to watch for. What the model says today in its place is watched for, and a relation
+        head tells the question from others about the subject. Arguments as in :meth:`replace`.
+        """
+        says = [fact.new_object or fact.object for fact in _several(facts)]
+        return self._change("teach", facts, says, method, at, threshold, on_conflict)
+
+    def undo(self, *edits: Edit | str | Iterable[Edit | str]) -> None:
         """Take edits back, whatever came after them; what they superseded acts again. No model is needed.
 
-        Behind a row gate the question of an undone edit is spared from then on: an edit about something else of the
-        same subject, which might have taken it for its own, leaves it alone, and the model answers as it used to. That
-        ends with an edit about the same subject and relation (or prompt, where a fact names no relation).
-
         Args:
-            edit_ids: of the edits.
-            spare: whether to keep the questions' addresses for that; without, nothing stays of an edit but its id.
+            edits: edits, or their ids; lists of them will do.
 
         Raises:
             KeyError: there is no such edit (also where it was undone before); nothing was changed.
         """
-        present = {edit.id for edit in self.history}
-        if unknown := [name for name in edit_ids if name not in present]:
-            raise KeyError(
-                f"EditMemory.undo: no edit {unknown[0]!r}; there are {', '.join(sorted(present)) or 'none'}. "
-                "Nothing was changed."
-            )
-        gone = set(edit_ids)
-        left = tuple(edit for edit in self.history if edit.id not in gone)
-        self._commit(left, "undo", [edit for edit in self.history if edit.id in gone], spare)
+        several = [one for e in edits for one in ([e] if isinstance(e, (Edit, str)) else e)]
+        ids = [one if isinstance(one, str) else one.id for one in several]
+        gone = [edit for edit in self.state.history if edit.id in ids]
+        self._commit(undone(self.state, ids), "undo", gone)
 
-    # Beside other memories --------------------------------------------------------------------------------------------
+    def merge(self, other: EditMemory, *, on_conflict: OnConflict = "error") -> tuple[Edit, ...]:
+        """Take over another memory's edits in force; one transaction. No model is needed.
+
+        Returns:
+            The edits taken over; those that both have are left as they are.
+
+        Raises:
+            MemoryMismatchError: the memories were made on different models; nothing was changed.
+            EditConflictError: edits conflict and ``on_conflict`` is ``"error"``; nothing was changed.
+        """
+        state, taken = merged(self.state, other.state, on_conflict)
+        if taken:
+            self._commit(state, "merge", taken)
+        return taken
 
     def diff(self, other: EditMemory) -> Difference:
         """Return how another memory differs from this one; false where it does not."""
-        return diff(self, other)
+        mine, theirs = ({edit.id: edit for edit in memory.edits} for memory in (self, other))
+        about = [name for name in ("fingerprint", "tokenizer") if getattr(self, name) != getattr(other, name)]
+        return Difference(
+            added=tuple(edit for name, edit in theirs.items() if name not in mine),
+            removed=tuple(edit for name, edit in mine.items() if name not in theirs),
+            changed=tuple(
+                (edit, theirs[name]) for name, edit in mine.items() if name in theirs and not _same(edit, theirs[name])
+            ),
+            about=tuple(about),
+        )
 
-    def merge(self, other: EditMemory, *, on_conflict: OnConflict = "error") -> tuple[str, ...]:
-        """Take over another memory's edits; one transaction. No model is needed.
+    def rebase(self, model: Backbone) -> EditMemory:
+        """Return a memory with the same edits, made anew on another model from their facts.
+
+        Raises:
+            FactError: a fact does not fit that model.
+        """
+        memory, history = EditMemory(model), []
+        for edit in self.state.history:
+            planned = [Planned(edit.fact, edit.id, edit.supersedes)]
+            threshold = None if edit.gate is None else edit.gate.threshold
+            if edit.gate is None:
+                raise TimeromeError("EditMemory.rebase: make a paper_memory anew with its own arguments.")
+            method, at = _method_of(edit)
+            (made,) = memory._make(model, planned, [edit.says], edit.operation, method, threshold, at)
+            history.append(made)
+        memory._commit(replace(memory.state, history=tuple(history), gone=self.state.gone))
+        return memory
+
+    def explain(self, prompt: str, *, canvas: int | None = None) -> Explanation:
+        """Say which edits a prompt names, how likely the answer of each is against its threshold, and which act.
+
+        What is asked is the question with its canvas fully masked, the state of the first step.
 
         Args:
-            other: built on the same model, with the same gate and protected facts.
-            on_conflict: where an edit in force has the same subject and relation, as in :meth:`insert`.
+            prompt: the prompt.
+            canvas: answer positions; by default enough for every answer watched for.
 
-        Returns:
-            Ids of the edits taken over; edits that both have are left as they are. Questions that the other memory
-            spares are not taken over.
-
-        Raises:
-            MemoryMismatchError: the memories do not fit together; nothing was changed.
-            EditConflictError: edits conflict and ``on_conflict`` is ``"error"``; nothing was changed.
+        Example:
+            >>> import timerome as tr
+            >>> model = tr.load("testbed")
+            >>> memory = tr.EditMemory(model)
+            >>> _ = memory.replace(tr.datasets.bundled("relations")[0], "Lagos")
+            >>> memory.explain("The capital of Nigeria is").acting
+            ('country_capital_city-0',)
+            >>> memory.explain("The official language of Nigeria is").candidates[0].why
+            'the model is not about to say it'
         """
-        taken = merged(self, other, on_conflict)
-        if taken:
-            self.background.take_over(other.background)
-            self._commit((*self.history, *taken), "merge", taken)
-        return tuple(edit.id for edit in taken)
+        from .explain import explain
 
-    def rebase(self, backbone: Backbone) -> EditMemory:
-        """Return the same edits built again on another model, from their facts; this memory stays as it is.
+        model = self.model
+        compiled = self._runtime(model).compiled
+        longest = max((len(w) for e in self.edits if e.gate for x in e.gate.watches for w in x.tokens), default=0)
+        with unedited(model.model):
+            return explain(compiled, prompt, ask(model, prompt, canvas or max(longest + ROOM, 2 * ROOM)))
 
-        For a model that was trained further or whose tokenizer changed. The ledger is not taken along, nor are the
-        questions of undone edits that are spared.
-
-        Raises:
-            FactError: a fact does not fit the other model.
-            ValueError: a coordinate does not exist there.
-        """
-        return rebuilt(self, backbone)
+    # Making ----------------------------------------------------------------------------------------------------------
 
     def _change(
         self,
         operation: Operation,
-        facts: Sequence[Fact],
-        backbone: Backbone | None,
+        facts: Facts,
+        says: Sequence[str | None],
+        method: Method | None,
+        at: At,
+        threshold: float | None,
         on_conflict: OnConflict,
-        coordinate: Policy,
-        changes: dict[str, Any],
-    ) -> tuple[str, ...]:
-        backbone = self._bound(backbone)
-        settings = making.settings_for(self.settings, self.background, backbone, changes)
-        used = {*self.retired, *(edit.id for edit in self.history)}
-        planned = plan(facts, self.history, used, on_conflict)
-        fresh = [p for p in planned if not p.kept]
+    ) -> Any:
+        model = self._belonging(self.model)
+        several = _several(facts)
+        planned = plan(self.state, several, on_conflict)
+        fresh = [(item, text) for item, text in zip(planned, says, strict=True) if not item.kept]
         if fresh:
-            made = making.make(backbone, self.background, fresh, operation, coordinate, settings)
-            self._commit((*self.history, *made), operation, made)
-        return tuple(p.id for p in planned)
+            items, texts = zip(*fresh, strict=True)
+            made = self._make(model, items, texts, operation, method, threshold, at)
+            self._commit(added(self.state, made), operation, made)
+        present = {edit.id: edit for edit in self.state.history}
+        edits = [present[item.id] for item in planned]
+        return edits[0] if isinstance(facts, Fact) else edits
 
-    def _commit(
-        self, history: Sequence[Edit], operation: str | None = None, edits: Sequence[Edit] = (), spare: bool = True
-    ) -> None:
-        """Make ``history`` the memory's, and tell whatever is attached and the ledger; all or nothing."""
-        before = self.history, self.retired, self.spared
-        kept = {edit.id for edit in history}
-        gone = [edit for edit in self.history if edit.id not in kept]
-        retired = self.retired + tuple(edit.id for edit in gone)
-        left = spared(self.spared, gone if spare else [], self.edits, in_force(history))
+    def _make(
+        self,
+        model: Backbone,
+        planned: Sequence[Planned],
+        says: Sequence[str | None],
+        operation: Operation | None,
+        method: Method | None,
+        threshold: float | None,
+        at: At = None,
+    ) -> list[Edit]:
+        """Return new edits, read from the model as it is without any memory."""
+        facts = [item.fact for item in planned]
+        with unedited(model.model):
+            said = questions(model, facts, says)
+            made = []
+            for item, text, found in zip(planned, says, said, strict=True):
+                own = method or (ByPlace() if text is not None else Ridge(targets="null"))
+                change = self._added(model, item.fact, text, found, own, at)
+                gate = gate_of(model, item.fact, found, threshold)
+                made.append(Edit(item.id, item.fact, text, operation or "replace", change, gate, item.supersedes))
+            return made
+
+    def _added(
+        self, model: Backbone, fact: Fact, says: str | None, said: Said, method: Method, at: At
+    ) -> Placed | Keyed:
+        if isinstance(method, ByPlace):
+            if says is None:
+                raise TimeromeError(
+                    "ByPlace says something instead; give an answer, or use method=Ridge(targets='null')."
+                )
+            return method.place(model, fact, says, said.asked, at)
+        if not isinstance(method, Ridge):
+            raise TimeromeError(f"EditMemory: expected method ByPlace(...) or Ridge(...), got {method!r:.60}.")
+        if (says is None) != (method.targets in ("null", "corrupt")):
+            raise TimeromeError(
+                f"EditMemory: Ridge(targets={method.targets!r}) "
+                + ("needs an answer to say." if says is None else "says nothing; pass answer=None to forget().")
+            )
+        return method.system(model, [fact.with_new_object(says)], at)[0]
+
+    def _commit(self, state: MemoryState, operation: str | None = None, edits: Sequence[Edit] = ()) -> None:
+        """Put a state in place of this one, and tell whatever is attached and the ledger; all or nothing."""
+        before = self.state
         try:
-            self._become(tuple(history), retired, tuple(left))
+            self._put(state)
             if self.ledger is not None and operation is not None:
                 self.ledger.record(operation, edits, self)
         except BaseException:
-            self._become(*before)
+            self._put(before)
             raise
 
-    def _become(self, history: tuple[Edit, ...], retired: tuple[str, ...], spared: tuple[Spared, ...]) -> None:
-        self.history, self.retired, self.spared = history, retired, spared
-        self._derive()
-        for attachment in list(self._attachments):
-            attachment.refresh()
+    def _put(self, state: MemoryState) -> None:
+        self.state = state
+        for runtime in list(self._runtimes.values()):
+            runtime.use(self._compiled(runtime.backbone))
 
-    def _derive(self) -> None:
-        """Bring what depends on the edits in force up to date."""
-        self.edits = in_force(self.history)
-        self.book: AddressBook | None = self.background.book(self.edits, self.spared)
-        self.token_threshold = self.background.token_threshold(self.edits)
-        self._solved: tuple[System, ...] | None = None
+    def _compiled(self, model: Backbone) -> Compiled:
+        return Compiled.of(model, self.edits, self._systems.of(self.edits))
 
-    @property
-    def systems(self) -> tuple[System, ...]:
-        """The solved ridge systems of the edits in force."""
-        if self._solved is None:
-            self._solved = self._systems.of(self.edits, self.background.frames)
-        return self._solved
+    def _runtime(self, model: Backbone) -> Runtime:
+        found = self._runtimes.get(model.model)
+        if found is None:
+            found = self._runtimes[model.model] = Runtime(model, self._compiled(model))
+        return found
 
-    def _bound(self, backbone: Backbone | None) -> Backbone:
-        backbone = backbone or self._backbone()
-        if backbone is None:
-            raise RuntimeError(
-                "EditMemory: no backbone is known to read activations from; pass backbone=..., or load the memory "
-                "with one."
+    def _belonging(self, model: Backbone) -> Backbone:
+        """Return the model, once it is sure that the memory was made on it; one without a tokenizer fits any.
+
+        Raises:
+            MemoryMismatchError: fingerprints or tokenizer digests differ; the message holds both.
+        """
+        pairs = [("model", self.fingerprint, model.fingerprint())]
+        if model.tokenizer is not None:
+            pairs.append(("tokenizer", self.tokenizer, model.tokenizer_digest()))
+        for what, wanted, came in pairs:
+            if wanted != came:
+                raise MemoryMismatchError(
+                    f"EditMemory: this memory was made on a {what} with fingerprint {wanted}, but {model.name} has "
+                    f"{came}; load the {what} it was made on, or rebase() the memory on this one."
+                )
+        # A file may lie about what it was made on.
+        layers = [site.layer for edit in self.state.history for site in edit.change.sites]
+        widths = {t.shape[-1] for edit in self.state.history for t in _tensors(edit)}
+        placed = {e.change.layer for e in self.state.history if isinstance(e.change, Placed)}
+        if (
+            max(layers, default=0) >= model.n_layers
+            or not widths <= {model.hidden_size}
+            or not placed <= {model.n_layers - 1}
+        ):
+            raise MemoryMismatchError(
+                f"EditMemory: this memory reaches layer {max(layers)} and has a width of {sorted(widths)}, but "
+                f"{model.name} has {model.n_layers} layers of {model.hidden_size}; load the model it was made on."
             )
-        check_belongs(self, backbone)
-        self._backbone = weakref.ref(backbone)
-        return backbone
+        return model
 
     # Use -------------------------------------------------------------------------------------------------------------
 
     @property
-    def facts(self) -> FactSet:
-        """The facts of the edits in force, in order."""
-        return FactSet([edit.fact for edit in self.edits])
+    def model(self) -> Backbone:
+        """The backbone.
+
+        Raises:
+            TimeromeError: the memory was loaded without one.
+        """
+        if self._model is None:
+            raise TimeromeError(
+                "EditMemory: no model is known; load the memory with one, EditMemory.load(path, model), or pass it to "
+                "attached(model)."
+            )
+        return self._model
 
     @property
-    def gated(self) -> bool:
-        """Whether sequences are addressed: each is given at most one edit."""
-        return self.background.gate is not None and self.background.gate.address
+    def fingerprint(self) -> str:
+        """Of the model it was made on."""
+        return self.state.fingerprint
+
+    @property
+    def tokenizer(self) -> str:
+        """Digest of that model's tokenizer."""
+        return self.state.tokenizer
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """The edits in force, in order."""
+        return self.state.edits
+
+    @property
+    def facts(self) -> FactSet:
+        """The facts of the edits in force, each with what is said of it as ``new_object``."""
+        return FactSet([edit.fact.with_new_object(edit.says) for edit in self.edits])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors of the edits in force."""
+        return sum(t.numel() * t.element_size() for edit in self.edits for t in _tensors(edit))
 
     @property
     def sites(self) -> tuple[Site, ...]:
         """Where the edits in force act."""
-        return tuple(dict.fromkeys(part.coordinate.site for edit in self.edits for part in edit.parts))
+        return tuple(dict.fromkeys(site for edit in self.edits for site in edit.change.sites))
 
-    @property
-    def protect(self) -> FactSet | None:
-        """Facts whose activations get target zero."""
-        return self.background.protect
+    def digest(self) -> str:
+        """SHA-256 of everything the memory is: facts, gates, tensors, what was undone."""
+        from .edit_file import digest
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors the memory holds while attached."""
-        tensors: list[Tensor] = [t for system in self.systems for t in system.solved]
-        tensors += [part.targets for edit in self.edits if edit.settings.by_place for part in edit.parts]
-        if self.book is not None:
-            tensors += [self.book.mean, self.book.vectors, self.book.owner]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return digest(self.state)
 
-    def attached(self, backbone: Backbone) -> Attachment:
-        """Return a context manager inside which every forward of ``backbone`` is edited.
+    def attached(self, model: Backbone | None = None) -> Attachment:
+        """Return a context manager inside which every forward of the model is edited.
 
         Hooks are removed on exit and on any exception; weights and buffers are never written. Edits made meanwhile act
         from the next forward on.
 
+        Args:
+            model: another backbone around the same weights; by default the memory's own.
+
         Raises:
-            MemoryMismatchError: the memory was built on another model or tokenizer.
+            MemoryMismatchError: the memory was made on another model or tokenizer.
         """
-        attachment = Attachment(self, backbone)
-        self._attachments.add(attachment)
-        return attachment
+        model = self._belonging(self.model if model is None else model)
+        if self._model is None:
+            self._model = model
+        return Attachment(self._runtime(model))
 
     def save(self, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
-        """Write the memory as one safetensors file, its manifest inside; whole or not at all.
+        """Write the memory as one safetensors file, its manifest and a digest inside; whole or not at all.
 
         Args:
             path: the file.
-            dtype: of keys, targets and addresses; bfloat16 halves the file and rounds them.
+            dtype: of its tensors; bfloat16 halves the file and rounds them.
         """
-        from .files import save
+        from .edit_file import save
 
-        save(self, Path(path), dtype)
+        save(self.state, Path(path), dtype)
 
     @classmethod
-    def load(cls, path: str | Path, backbone: Backbone | None = None) -> EditMemory:
-        """Read a memory; with a backbone, check that it was built on that one.
+    def load(cls, path: str | Path, model: Backbone | None = None) -> EditMemory:
+        """Read a memory; with a model, check that it was made on that one.
 
         Raises:
-            EditFileError: the file is missing, truncated, or no edit file.
-            MemoryMismatchError: it was built on another model or tokenizer.
+            EditFileError: the file is missing, damaged, or no edit file.
+            MemoryMismatchError: it was made on another model or tokenizer.
         """
-        from .files import load
+        from .edit_file import load
 
-        memory = load(Path(path))
-        if backbone is not None:
-            memory._bound(backbone)
-        return memory
+        return cls.of_state(load(Path(path)), model)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy in another process knows neither this one's backbone nor its hooks."""
-        return self.__dict__ | {"_backbone": None, "_attachments": None}
+        """A copy, here or in another process, knows neither this one's model nor its hooks."""
+        return {"state": self.state, "ledger": self.ledger}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _backbone=_nothing, _attachments=weakref.WeakSet())
+    def __setstate__(self, values: dict[str, Any]) -> None:
+        self._become(values["state"], None)
+        self.ledger = values["ledger"]
+
+    def __len__(self) -> int:
+        return len(self.edits)
+
+    def __iter__(self) -> Iterator[Edit]:
+        return iter(self.edits)
+
+    def __bool__(self) -> bool:
+        return True
 
     def __repr__(self) -> str:
-        s = self.settings
-        gates = [n for n, g in (("row", self.gated), ("token", self.token_threshold is not None)) if g]
-        return (
-            f"EditMemory({len(self.edits)} facts at {s.coordinate}, {s.estimator}, alpha {s.alpha}, ridge {s.ridge}, "
-            f"sparsity {s.sparsity}, gate {'+'.join(gates) or None}, {self.nbytes / 1024:.0f} KiB)"
+        shown = ", ".join(edit.id for edit in self.edits[:3]) + (", …" if len(self) > 3 else "")
+        return f"EditMemory({len(self)} edits in force{': ' if shown else ''}{shown})"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{escape(e.id)}</td><td>{escape(e.fact.prompt)}</td><td>{escape(e.fact.object)}</td>"
+            f"<td>{escape(e.says or '(unasked)')}</td></tr>"
+            for e in self.edits[:50]
         )
+        return f"<p>{len(self)} edits in force</p><table><tr><th>edit</th><th>prompt</th><th>old</th><th>new</th></tr>{rows}</table>"
 
 
-def _several(facts: Fact | Iterable[Fact]) -> list[Fact]:
-    facts = [facts] if isinstance(facts, Fact) else list(facts)
-    if not facts:
+@dataclass(frozen=True)
+class Difference:
+    """How a memory differs from another.
+
+    Attributes:
+        added: edits that only the second has.
+        removed: edits that only the first has.
+        changed: pairs of edits of one id that are not the same.
+        about: names of what else differs: fingerprint, tokenizer.
+    """
+
+    added: tuple[Edit, ...]
+    removed: tuple[Edit, ...]
+    changed: tuple[tuple[Edit, Edit], ...]
+    about: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.removed or self.changed or self.about)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON-ready values: prompt, old answer, new one."""
+
+        def of(edit: Edit) -> dict[str, Any]:
+            return {"id": edit.id, "prompt": edit.fact.prompt, "old": edit.fact.object, "new": edit.says}
+
+        return {
+            "added": [of(edit) for edit in self.added],
+            "removed": [of(edit) for edit in self.removed],
+            "changed": [{"from": of(a), "to": of(b)} for a, b in self.changed],
+            "about": list(self.about),
+        }
+
+
+def paper_memory(
+    model: Backbone,
+    facts: Facts,
+    *,
+    at: At = None,
+    alpha: float = 1.0,
+    ridge: float = 0.01,
+    sparsity: float = 0.5,
+    rank: int = 64,
+    method: Ridge | None = None,
+) -> EditMemory:
+    """Return the paper's form: one ridge system over all facts, added at every token of every forward.
+
+    It has no gate and protects nothing: what else the model is asked changes, too. It is there to be measured beside
+    the gated form. Facts with a ``new_object`` are replaced (``lens`` targets), if all have one, others forgotten
+    (``null``). What the paper's text leaves open is ours: μ is the mean key, keys are read over a bank of partially
+    masked states, at most ``rank`` a fact by pivoted Cholesky.
+
+    Args:
+        model: the backbone.
+        facts: one or several.
+        at: where; from a trace, ``trace.best()``.
+        alpha: strength α.
+        ridge: λ > 0, relative.
+        sparsity: q, 0 <= q < 1.
+        rank: most keys a fact.
+        method: all of these and more in one value, in their place.
+
+    Raises:
+        FactError: a fact does not fit.
+        TimeromeError: a value is out of range, or both ``method`` and its parts are given.
+
+    Source: TimeROME-DLM (Yao et al. 2026, arXiv 2606.12841).
+    """
+    several = _several(facts)
+    if method is not None and (alpha, ridge, sparsity, rank) != (1.0, 0.01, 0.5, 64):
+        raise TimeromeError("paper_memory: give alpha, ridge, sparsity and rank, or method=Ridge(...), not both.")
+    replaced = all(fact.new_object is not None for fact in several)
+    targets = "lens" if replaced else "null"
+    ridge_method = method or Ridge(targets, rank, ridge, sparsity, alpha)  # type: ignore[arg-type]
+    memory = EditMemory(model)
+    planned = plan(memory.state, several, "error")
+    with unedited(model.model):
+        changes = ridge_method.system(model, several, at, together=True)
+    edits = [
+        Edit(item.id, item.fact, item.fact.new_object, "replace" if item.fact.new_object else "forget", change)
+        for item, change in zip(planned, changes, strict=True)
+    ]
+    memory._commit(added(memory.state, edits))
+    return memory
+
+
+def _several(facts: Facts) -> list[Fact]:
+    found = [facts] if isinstance(facts, Fact) else list(facts) if isinstance(facts, Iterable) else [facts]
+    strange = [one for one in found if not isinstance(one, Fact)]
+    if isinstance(facts, (str, bytes, dict)) or strange:
+        came = facts if isinstance(facts, (str, bytes, dict)) else strange[0]
+        raise FactError(
+            f"EditMemory: expected a Fact or several, got {came!r:.60}; make one with "
+            "Fact(id=..., prompt=..., subject=..., object=...)."
+        )
+    if not found:
         raise FactError("EditMemory: expected at least one fact, got none.")
-    return facts
+    return found
 
 
-def _nothing() -> None:
+def _tensors(edit: Edit) -> list[Tensor]:
+    found = []
+    if isinstance(edit.change, Placed):
+        found.append(edit.change.targets)
+    else:
+        found += [t for p in edit.change.parts for t in (p.keys, p.targets, p.mean, p.protect) if t is not None]
+    if edit.gate is not None and edit.gate.relation is not None:
+        found.append(edit.gate.relation.weight)
+    return found
+
+
+def _same(a: Edit, b: Edit) -> bool:
+    if (a.fact, a.says, a.operation, type(a.change)) != (b.fact, b.says, b.operation, type(b.change)):
+        return False
+    pairs = zip(_tensors(a), _tensors(b), strict=False)
+    # Read in another batch, an activation may differ in its last digits.
+    return len(_tensors(a)) == len(_tensors(b)) and all(
+        x.shape == y.shape and torch.allclose(x, y, rtol=1e-4, atol=1e-5) for x, y in pairs
+    )
+
+
+def _method_of(edit: Edit) -> tuple[Method, At]:
+    """The method an edit was made by, as far as it is kept, and where."""
+    if isinstance(edit.change, Placed):
+        return ByPlace(), None
+    raise TimeromeError(f"EditMemory.rebase: make the edit {edit.id!r} by Ridge anew; its targets are not kept.")
+
+
+def _no_ledger() -> Ledger | None:
     return None

@@ -27,7 +27,7 @@ class Wish(NamedTuple):
     at: Mapping[Site, Tensor]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def read(
     backbone: Backbone, wishes: Sequence[Wish], *, batch_tokens: int | None = None
 ) -> Iterator[tuple[int, dict[Site, Tensor]]]:

@@ -1,4 +1,4 @@
-"""The ridge systems of a memory, kept in step with its edits."""
+"""The solved ridge systems of a memory, kept in step with its edits."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..functional.solve import RidgeMemory, null_space_of, solve
+from ..coordinates import Role, Site
+from ..functional.solve import RidgeMemory, solve
 from ..ops import cholesky_append, cholesky_delete, ridge_cholesky
-from .background import Frame
-from .edit import Edit, Part
-from .settings import Place, Settings
+from .edits import Edit, Keyed, Part
 
 
 @dataclass(frozen=True)
@@ -20,68 +19,50 @@ class System:
     """One solved ridge system: what is added at a place.
 
     Attributes:
-        place: where.
+        site: where.
+        role: at which positions.
         solved: keys, coefficients and values.
         owner: index of the edit in force that each value belongs to, ``(M,)`` int64.
         alpha: strength.
         sparsity: share of each row's entries that are dropped.
+        together: whether edits share it.
     """
 
-    place: Place
+    site: Site
+    role: Role
     solved: RidgeMemory
     owner: Tensor
     alpha: float
     sparsity: float
+    together: bool
 
     def to(self, device: torch.device) -> System:
         """The same system on another device."""
         return replace(self, solved=RidgeMemory(*(t.to(device) for t in self.solved)))
 
 
-def strength(settings: Settings) -> float:
-    """The strength at each of an edit's coordinates: α shared out."""
-    return settings.alpha / len(settings.coordinates)
-
-
-def solve_part(part: Part, settings: Settings, frame: Frame | None) -> RidgeMemory:
-    """Solve one edit's own system at one coordinate; without a frame it is not centred, for want of other facts."""
-    return solve(
-        part.keys,
-        part.targets,
-        ridge=settings.ridge,
-        mean=None if frame is None else frame.mean,
-        protect=None if frame is None else frame.protect,
-        beta=settings.beta,
-        null_space=settings.null_space,
-    )
-
-
 class SharedSystem:
     """One ridge system over all edits at a place, brought up to date by the rows that came and went.
 
-    In a frame, the factor is updated: O(n²) a row, in float64, the same as a refit. Without one (the paper's form), μ
-    and s̄ are those of the edits' own keys, every change moves every row, and the system is solved anew.
+    About the mean of protected keys the factor is updated: O(n²) a row, in float64, the same as a refit. Without any
+    (the paper's form), μ and s̄ are those of the edits' own keys, every change moves every row, and the system is
+    solved anew.
     """
 
-    def __init__(self, frame: Frame | None, settings: Settings) -> None:
-        self._frame, self._settings = frame, settings
+    def __init__(self, part: Part, change: Keyed) -> None:
+        self._mean, self._ridge = part.mean, change.ridge
         self._ids: list[str] = []  # owner of each row, protected ones first, under ""
         self._parts: dict[str, Part] = {}  # whose rows they are: a change that failed may leave its id to another edit
         self._rows = torch.empty(0, 0, dtype=torch.float64)
         self._factor = torch.empty(0, 0, dtype=torch.float64)
-        self._penalty = 0.0
-        self._free: Tensor | None = None  # projector onto the null space of the protected keys, where there is one
-        if frame is not None:
-            self._penalty = settings.ridge * frame.scale
-            mean = frame.mean.double()
-            self._rows = mean.new_empty(0, len(mean))
-            if frame.protect is not None and settings.null_space is not None:
-                held = frame.protect.double() - mean
-                self._free = null_space_of(held, settings.null_space)
-                self._penalty = settings.ridge * float((held @ self._free).square().sum(1).mean())
-            elif frame.protect is not None and settings.beta > 0:
-                self._rows = settings.beta**0.5 * (frame.protect.double() - mean)
-                self._ids = [""] * len(self._rows)
+        self._scale = self._penalty = 0.0
+        if part.mean is not None and part.protect is not None:
+            mean = part.mean.double()
+            centred = part.protect.double() - mean
+            self._scale = float(centred.square().sum(1).mean())
+            self._penalty = change.ridge * self._scale
+            self._rows = change.beta**0.5 * centred if change.beta > 0 else mean.new_empty(0, len(mean))
+            self._ids = [""] * len(self._rows)
             self._factor = self._factor_of(self._rows)
 
     def __len__(self) -> int:
@@ -91,9 +72,9 @@ class SharedSystem:
         """Return the system of these edits' parts, and the edit id of each value."""
         values = torch.cat([part.targets for _, part in parts])
         owners = [name for name, part in parts for _ in part.keys]
-        if self._frame is None:
+        if self._mean is None:
             keys = torch.cat([part.keys for _, part in parts])
-            return solve(keys, values, ridge=self._settings.ridge, mean=keys.mean(0)), owners
+            return solve(keys, values, ridge=self._ridge, mean=keys.mean(0)), owners
         self._update(parts)
         first: dict[str, int] = {}
         for i, name in enumerate(self._ids):
@@ -103,15 +84,14 @@ class SharedSystem:
         order = torch.cat([own, guarded])
         inverse = torch.cholesky_inverse(self._factor)
         return RidgeMemory(
-            mean=self._frame.mean,
+            mean=self._mean,
             keys=self._rows[order].float(),
             coef=inverse[order][:, own].float().contiguous(),
             values=values.float().contiguous(),
-            scale=torch.tensor(self._frame.scale, dtype=torch.float64),
+            scale=torch.tensor(self._scale, dtype=torch.float64),
         ), owners
 
     def _update(self, parts: Sequence[tuple[str, Part]]) -> None:
-        assert self._frame is not None
         ids, rows, factor = list(self._ids), self._rows, self._factor
         kept = {name for name, part in parts if self._parts.get(name) is part}
         gone = [i for i, name in enumerate(ids) if name and name not in kept]
@@ -143,9 +123,8 @@ class SharedSystem:
         self._ids, self._parts, self._rows, self._factor = ids, dict(parts), rows, factor
 
     def _centred(self, keys: Tensor) -> Tensor:
-        assert self._frame is not None
-        rows = keys.double() - self._frame.mean.double()
-        return rows if self._free is None else rows @ self._free
+        assert self._mean is not None
+        return keys.double() - self._mean.double()
 
     def _factor_of(self, rows: Tensor) -> Tensor:
         if not len(rows):
@@ -154,37 +133,43 @@ class SharedSystem:
 
 
 class Systems:
-    """The solved systems of a memory's edits in force, by need."""
+    """The solved systems of a memory's edits in force; what was solved is kept while its edits stay."""
 
     def __init__(self) -> None:
-        self._own: dict[str, tuple[Edit, tuple[RidgeMemory, ...]]] = {}
-        self._shared: dict[Place, SharedSystem] = {}
+        self._own: dict[str, tuple[Keyed, tuple[RidgeMemory, ...]]] = {}
+        self._shared: dict[tuple[Site, Role], SharedSystem] = {}
 
-    def of(self, edits: Sequence[Edit], frames: dict[Place, Frame]) -> tuple[System, ...]:
+    def of(self, edits: Sequence[Edit]) -> tuple[System, ...]:
         """Return the systems of these edits: one a place where they share them, else one an edit and coordinate."""
-        present = {edit.id: edit for edit in edits}
+        keyed = [(i, edit.id, edit.change) for i, edit in enumerate(edits) if isinstance(edit.change, Keyed)]
+        present = {name: change for _, name, change in keyed}
         self._own = {name: own for name, own in self._own.items() if present.get(name) is own[0]}
         found: list[System] = []
-        together: dict[Place, list[tuple[int, Part]]] = {}
-        for i, edit in enumerate(edits):
-            if edit.settings.shared:
-                for part in edit.parts:
-                    together.setdefault(Place.of(part.coordinate), []).append((i, part))
+        together: dict[tuple[Site, Role], list[tuple[int, str, Part, Keyed]]] = {}
+        for i, name, change in keyed:
+            if change.together:
+                for part in change.parts:
+                    together.setdefault((part.coordinate.site, part.coordinate.role), []).append((i, name, part, change))
                 continue
-            if edit.settings.by_place:
-                continue
-            if edit.id not in self._own:
-                solutions = (solve_part(p, edit.settings, frames.get(Place.of(p.coordinate))) for p in edit.parts)
-                self._own[edit.id] = edit, tuple(solutions)
-            for part, solved in zip(edit.parts, self._own[edit.id][1], strict=True):
+            if name not in self._own:
+                self._own[name] = change, tuple(_solved(part, change) for part in change.parts)
+            for part, solved in zip(change.parts, self._own[name][1], strict=True):
                 owner = torch.full((len(solved.values),), i)
-                place = Place.of(part.coordinate)
-                found.append(System(place, solved, owner, strength(edit.settings), edit.settings.sparsity))
+                found.append(_system(part, change, solved, owner))
         for place, members in together.items():
-            settings = edits[members[0][0]].settings
-            shared = self._shared.setdefault(place, SharedSystem(frames.get(place), settings))
-            solved, names = shared.solved([(edits[i].id, part) for i, part in members])
-            index = {edit.id: i for i, edit in enumerate(edits)}
+            _, _, part, change = members[0]
+            shared = self._shared.setdefault(place, SharedSystem(part, change))
+            solved, names = shared.solved([(name, own) for _, name, own, _ in members])
+            index = {name: i for i, name, _, _ in members}
             owner = torch.tensor([index[name] for name in names], dtype=torch.int64)
-            found.append(System(place, solved, owner, strength(settings), settings.sparsity))
+            found.append(_system(part, change, solved, owner))
         return tuple(found)
+
+
+def _solved(part: Part, change: Keyed) -> RidgeMemory:
+    return solve(part.keys, part.targets, ridge=change.ridge, mean=part.mean, protect=part.protect, beta=change.beta)
+
+
+def _system(part: Part, change: Keyed, solved: RidgeMemory, owner: Tensor) -> System:
+    where, strength = part.coordinate, change.alpha / len(change.parts)
+    return System(where.site, where.role, solved, owner, strength, change.sparsity, change.together)

@@ -14,9 +14,9 @@ from ..coordinates import Coordinate
 from ..diffusion.states import encode, without_prompt
 from ..facts import Fact
 from ..functional.corruption import noise_std
-from ..functional.lens import lens_targets, shared_lens_targets
+from ..functional.lens import lens_targets
 from ..hooks import Hooks
-from .bank import State, activations, generator_for, positions_of
+from .states import State, activations, generator_for, positions_of
 
 EstimatorName = Literal["null", "corrupt", "donor", "lens"]
 Targets = list[Tensor]
@@ -53,7 +53,7 @@ def corrupt_targets(
     total = [torch.zeros_like(key) for key in keys]
     for fact, mine in _by_fact(facts):
         subject_ids = states[mine[0]].sequence.ids[states[mine[0]].sequence.subject].to(backbone.device)
-        with torch.inference_mode():
+        with torch.no_grad():
             std = scale * noise_std(backbone.embedding(subject_ids))
         generator = generator_for(fact, 2)
         for _ in range(draws):
@@ -112,62 +112,28 @@ def make_lens_targets(
         ValueError: the coordinate reads other positions than the answer's, or not the residual stream; or the
             backbone's unembedding is not linear after the final norm.
     """
-    _check_lens(backbone, coordinate)
+    check_lens(backbone, coordinate)
     norm, unembedding = backbone.final_norm, backbone.head.get_parameter("weight")
     targets = []
     for wanted, key in zip(wanted_tokens(backbone, states, keys), keys, strict=True):
         wanted = wanted.to(backbone.device)
-        with torch.inference_mode():
+        with torch.no_grad():
             delta = lens_targets(key.to(backbone.device), wanted, backbone.unembed, norm, unembedding, margin=margin)
         targets.append(delta.cpu())
     return targets
 
 
-def _check_lens(backbone: Backbone, coordinate: Coordinate) -> None:
+def check_lens(backbone: Backbone, coordinate: Coordinate) -> None:
     if not backbone.architecture.lens:
         raise ValueError(
             f"lens targets need an unembedding that is linear after the final norm; that of {backbone.name} "
-            f"({backbone.architecture.name}) is not: use estimator 'donor' to replace, or 'null' to forget."
+            f"({backbone.architecture.name}) is not: use method=Ridge(targets='donor') to replace, Ridge(targets='null') to forget."
         )
     if coordinate.role != "object" or coordinate.module != "block":
         raise ValueError(
             f"lens targets need a coordinate of module 'block' and role 'object', got {coordinate}; "
             "the unembedding reads the residual stream at the answer's positions."
         )
-
-
-def lens_offsets(
-    backbone: Backbone,
-    states: Sequence[State],
-    keys: Targets,
-    places: Tensor,
-    count: int,
-    coordinate: Coordinate,
-    *,
-    margin: float,
-) -> Tensor:
-    """One change a place of the answer that gives the wanted token its margin in every state, ``(count, d)``.
-
-    Args:
-        backbone: the model.
-        states: the bank's states.
-        keys: their activations, ``(n_i, d)`` each.
-        places: which place each key belongs to, ``(n,)``.
-        count: number of places; one without a key gets no change.
-        coordinate: where the keys were read.
-        margin: wanted lead, in logits.
-
-    Raises:
-        ValueError: as :func:`make_lens_targets`.
-    """
-    _check_lens(backbone, coordinate)
-    hidden, wanted = torch.cat(list(keys)), torch.cat(wanted_tokens(backbone, states, keys))
-    norm, unembedding = backbone.final_norm, backbone.head.get_parameter("weight")
-    tokens = torch.zeros(count, dtype=torch.long).scatter_(0, places, wanted)
-    hidden, places, tokens = (x.to(backbone.device) for x in (hidden, places, tokens))
-    with torch.inference_mode():
-        found = shared_lens_targets(hidden, places, tokens, backbone.unembed, norm, unembedding, margin=margin)
-    return found.cpu()
 
 
 def wanted_tokens(backbone: Backbone, states: Sequence[State], keys: Sequence[Tensor]) -> Targets:
@@ -195,5 +161,5 @@ def estimator_of(name: str) -> Callable[..., Targets]:
         ValueError: there is none.
     """
     if name not in ESTIMATORS:
-        raise ValueError(f"EditMemory.build: expected estimator in {get_args(EstimatorName)}, got {name!r}.")
+        raise ValueError(f"Ridge: expected targets in {get_args(EstimatorName)}, got {name!r}.")
     return ESTIMATORS[name]

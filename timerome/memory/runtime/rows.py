@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backbones import Backbone
-from ..coordinates import Role
+from ...backbones import Backbone
+from ...coordinates import Role
+from ...errors import UnknownRowsError
 
-
-class UnknownRowsError(RuntimeError):
-    """A forward's rows are parts of sequences, and it cannot be known which."""
+REMEMBERED = 16  # batches that may go on: loops in turns, or a question asked between two steps of another
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,11 @@ class Rows:
         canvas: the answer positions, masked or not, boolean ``(B, L)``.
         step: the denoising step, counted from 0 for each new batch.
         problem: why the sequences are not known; empty where they are.
-        places: which place of the answer each position predicts, counted from the start of the whole sequence's canvas,
-            int64 ``(B, L)``.
+        whole: the whole sequences, ``(B, P)`` int64.
+        generated: their answer positions, masked or not, boolean ``(B, P)``.
+        columns: which positions of them the forward holds, ``(L,)``; None is all.
+        notes: what has been found out about each sequence, kept from forward to forward.
+        fresh: whether each sequence is new.
     """
 
     backbone: Backbone
@@ -61,7 +63,11 @@ class Rows:
     _asked: tuple[Asked, ...]
     _ids: Tensor
     _awaited: Tensor
-    places: Tensor
+    whole: Tensor
+    generated: Tensor
+    columns: Tensor | None
+    notes: tuple[dict[str, Any], ...]
+    fresh: tuple[bool, ...]
 
     @property
     def asked(self) -> tuple[Asked, ...]:
@@ -79,6 +85,12 @@ class Rows:
         """Where masked answer tokens are predicted, boolean ``(B, L)``."""
         return self.backbone.reads_from(self._ids == self._awaited)
 
+    @property
+    def predicts(self) -> Tensor:
+        """Which position of the whole sequence each column of the forward predicts, int64 ``(L,)``."""
+        columns = torch.arange(self._ids.shape[1]) if self.columns is None else self.columns
+        return columns + self.backbone.shift
+
     def positions(self, role: Role) -> Tensor:
         """Where an edit of this role acts: where masked answer tokens are predicted, or the prompt, ``(B, L)``."""
         return self.masked if role == "object" else ~self.canvas
@@ -91,6 +103,9 @@ class _Batch:
     Attributes:
         announced: the canvas that was announced with them.
         loop: what was announced to stand for their loop.
+        notes: what has been found out about each row.
+        step: the denoising step.
+        fresh: whether each row was new in the forward before.
     """
 
     backbone: Backbone
@@ -100,10 +115,13 @@ class _Batch:
     silent: Tensor
     announced: Tensor | None
     loop: object | None
+    notes: tuple[dict[str, Any], ...]
+    step: int = 0
+    new: tuple[bool, ...] = ()
 
     def at(self, ids: Tensor) -> _Batch:
         """Move on to the ids of the next step; return the batch itself."""
-        self.ids = ids
+        self.ids, self.step, self.new = ids, self.step + 1, (False,) * len(ids)
         return self
 
     @cached_property
@@ -115,12 +133,6 @@ class _Batch:
     def awaited(self) -> Tensor:
         """The mask where it stands for a token of the answer, -1 elsewhere."""
         return torch.where(self.canvas, self.backbone.mask_id, -1)
-
-    @cached_property
-    def places(self) -> Tensor:
-        """Which place of the answer each position predicts."""
-        places, shift = self.canvas.cumsum(1) - 1, self.backbone.shift
-        return places.roll(-shift, 1) if shift else places
 
     @cached_property
     def fresh(self) -> Tensor:
@@ -161,8 +173,8 @@ class RowTracker:
 
     def __init__(self, backbone: Backbone, span: int = 16) -> None:
         self.backbone, self.span = backbone, span
-        self._step = -1
-        self._last: _Batch | None = None
+        self._recent: list[_Batch] = []  # the latest last
+        self._last: _Batch | None = None  # the one that is tried
         names = ("eos_token_id", "pad_token_id", "bos_token_id")
         special = {getattr(backbone.tokenizer, name, None) for name in names} | {backbone.eos_id, backbone.mask_id}
         self._special = torch.tensor(sorted(i for i in special if isinstance(i, int)))
@@ -177,35 +189,60 @@ class RowTracker:
         """
         columns = _columns(called or {}, ids.shape[1])
         columns, ids = None if columns is None else columns.cpu(), ids.cpu()
+        batch = self._going_on(ids) if columns is None else None
+        if batch is None:
+            found, problem = self._best(ids, columns)
+            if found is None:
+                return self._unknown(ids, problem)
+            batch = found
+        self._recent = [*[b for b in self._recent if b is not batch and b is not self._last][1 - REMEMBERED :], batch]
+        whole = batch.canvas, batch.awaited
+        canvas, awaited = whole if columns is None else (of[:, columns] for of in whole)
+        step, notes, new = batch.step, batch.notes, batch.new
+        return Rows(self.backbone, canvas, step, "", batch.asked, ids, awaited, batch.ids, batch.canvas, columns, notes, new)
+
+    def _going_on(self, ids: Tensor) -> _Batch | None:
+        """Return the batch that plainly goes on by one step, moved on; None if none does."""
+        masked = ids == self.backbone.mask_id
+        for last in reversed(self._recent):
+            self._last = last
+            if self._announced_step(ids) or self._one_step_on(ids, masked):
+                return last.at(ids)
+        return None
+
+    def _best(self, ids: Tensor, columns: Tensor | None) -> tuple[_Batch | None, str]:
+        """Return the batch whose rows go on with most of those of a batch seen before; or why there is none."""
+        best: tuple[int, _Batch, _Batch | None] | None = None
+        self._last = None
         problem = "" if columns is None else self._why_unknown(ids, columns)
-        if problem:
-            return self._unknown(ids, problem)
-        batch, going_on = self._follow(ids, columns)
-        if columns is not None and not going_on:
-            return self._unknown(ids, _NOT_THE_SAME)
-        self._step = self._step + 1 if going_on else 0
-        self._last = batch
-        whole = batch.canvas, batch.awaited, batch.places
-        canvas, awaited, places = whole if columns is None else (of[:, columns] for of in whole)
-        return Rows(self.backbone, canvas, self._step, "", batch.asked, ids, awaited, places)
+        for last in [*reversed(self._recent), *([None] if columns is None else [])]:
+            self._last = last
+            if columns is not None and (problem := self._why_unknown(ids, columns)):
+                continue
+            batch, known = self._follow(ids, columns)
+            if columns is not None and not known.all():
+                problem = _NOT_THE_SAME
+                continue
+            if known.all() or best is None or int(known.sum()) > best[0]:
+                best = int(known.sum()), batch, last
+            if known.all():
+                batch.step = 0 if last is None else last.step + 1
+                break
+        if best is None:
+            return None, problem
+        self._last = best[2]
+        return best[1], ""
 
     def _unknown(self, ids: Tensor, problem: str) -> Rows:
-        self._step, self._last = 0, None
         nowhere = torch.zeros_like(ids, dtype=torch.bool)
-        return Rows(self.backbone, nowhere, 0, problem, (), ids, nowhere.long() - 1, nowhere.long())
+        return Rows(self.backbone, nowhere, 0, problem, (), ids, nowhere.long() - 1, ids, nowhere, None, (), ())
 
     def _why_unknown(self, ids: Tensor, columns: Tensor) -> str:
         """Why a slice cannot be placed, or an empty string."""
         if len(columns) != ids.shape[1]:
-            return (
-                "EditMemory: this loop caches keys and values, and feeds slices whose positions cannot be known; pass "
-                "replace_position or cache_position to the model, generate without a cache, or use timerome.generate."
-            )
+            return _NO_POSITIONS
         if self._last is None or len(self._last.ids) != len(ids) or int(columns[0]) > self._last.ids.shape[1]:
-            return (
-                f"EditMemory: this loop feeds a slice, from position {int(columns[0])} on, of sequences whose "
-                "beginning was not seen; attach the memory before the loop's first forward, or do without a cache."
-            )
+            return _BEGINNING_UNSEEN.format(int(columns[0]))
         return ""
 
     def _whole(self, ids: Tensor, columns: Tensor | None) -> Tensor:
@@ -217,18 +254,13 @@ class RowTracker:
         whole = torch.nn.functional.pad(self._last.ids, (0, more), value=self.backbone.mask_id)
         return whole.index_copy(1, columns, ids)
 
-    def _follow(self, ids: Tensor, columns: Tensor | None) -> tuple[_Batch, bool]:
-        """Return the batch of whole sequences, and whether every one goes on with one seen before."""
+    def _follow(self, ids: Tensor, columns: Tensor | None) -> tuple[_Batch, Tensor]:
+        """Return the batch of whole sequences, and which rows go on with one seen before, boolean ``(B,)``."""
         sliced = columns is not None
-        if not sliced and self._announced_step(ids):
-            assert self._last is not None
-            return self._last.at(ids), True
         ids = self._whole(ids, columns)
         masked = ids == self.backbone.mask_id
-        if not sliced and self._one_step_on(ids, masked):
-            assert self._last is not None
-            return self._last.at(ids), True
-        announced = None if sliced or self.backbone.canvas is None else self.backbone.canvas.cpu()
+        said = self.backbone.announced
+        announced = None if sliced or said.canvas is None else said.canvas.cpu()
         before = self._sources(ids, masked, announced, sliced)
         known = before >= 0
         if announced is None:
@@ -237,33 +269,36 @@ class RowTracker:
             silent = ~announced.any(1)
             generated = torch.where(silent[:, None], masked, announced)
         asked: list[Asked | None] = [None] * len(ids)
+        notes: list[dict[str, Any]] = [{} for _ in ids]
         if self._last is not None and known.any():
             old, source = self._last.ids.shape[1], before.clamp_min(0)
             silent = torch.where(known, self._last.silent[source], silent)
             grown = torch.cat([self._last.generated[source], masked[:, old:]], 1)
             generated = torch.where(known[:, None], grown, generated)
             for row, i in enumerate(before.tolist()):
-                earlier = self._last.asked[i] if i >= 0 else None
-                if earlier and (old == ids.shape[1] or int(earlier.canvas.sum()) >= self.span):
+                if i < 0:
+                    continue
+                notes[row], earlier = self._last.notes[i], self._last.asked[i]
+                if old == ids.shape[1] or int(earlier.canvas.sum()) >= self.span:
                     asked[row] = earlier
         canvas = generated & ~silent[:, None]
         if None in asked:
             states = torch.where(canvas, self.backbone.mask_id, ids)
             new = (self._unpadded(state, place) for state, place in zip(states, canvas, strict=True))
             asked = [earlier or now for earlier, now in zip(asked, new, strict=True)]
-        announced = None if sliced else self.backbone.canvas
         what = tuple(a for a in asked if a)
-        batch = _Batch(self.backbone, ids, generated, what, silent, announced, self.backbone.loop)
-        return batch, bool(known.all())
+        fresh = tuple((~known).tolist())
+        given = None if sliced else said.canvas
+        return _Batch(self.backbone, ids, generated, what, silent, given, said.loop, tuple(notes), 0, fresh), known
 
     def _announced_step(self, ids: Tensor) -> bool:
         """Whether the running loop is that of the forward before, and its sequences have not grown."""
-        loop, last = self.backbone.loop, self._last
+        loop, last = self.backbone.announced.loop, self._last
         return loop is not None and last is not None and last.loop is loop and last.ids.shape == ids.shape
 
     def _one_step_on(self, ids: Tensor, masked: Tensor) -> bool:
         """Whether every row plainly goes on where it stands, as nearly all forwards do: what follows is not needed."""
-        last, announced = self._last, self.backbone.canvas
+        last, announced = self._last, self.backbone.announced.canvas
         if last is None or last.ids.shape != ids.shape:
             return False
         if announced is not last.announced and (
@@ -312,6 +347,14 @@ class RowTracker:
         return source
 
 
+_NO_POSITIONS = (
+    "EditMemory: this loop caches keys and values, and feeds slices whose positions cannot be known; pass "
+    "replace_position or cache_position to the model, generate without a cache, or use timerome.generate."
+)
+_BEGINNING_UNSEEN = (
+    "EditMemory: this loop feeds a slice, from position {} on, of sequences whose beginning was not seen; attach the "
+    "memory before the loop's first forward, or do without a cache."
+)
 _NOT_THE_SAME = (
     "EditMemory: this loop feeds cached slices that do not belong to the sequences seen before; give every sequence "
     "one whole forward while the memory is attached, or generate without a cache."

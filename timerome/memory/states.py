@@ -171,7 +171,7 @@ def states_of(
     return states
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def trajectory_states(backbone: Backbone, wanted: Encoded, reveal: Sequence[float]) -> list[State]:
     """Return states that reveal what the model itself would unmask first, with the wanted tokens there.
 
@@ -193,31 +193,6 @@ def trajectory_states(backbone: Backbone, wanted: Encoded, reveal: Sequence[floa
         ids[confidence.topk(surplus).indices] = wanted.ids[confidence.topk(surplus).indices]
         states.append(State(wanted, ids))
     return states
-
-
-def masked_states(backbone: Backbone, sequences: Sequence[tuple[Encoded, Encoded]]) -> list[State]:
-    """Return the fully masked states of a fact, the ones a sequence is addressed in.
-
-    A prompt with its words dropped is not among them: it asks anything of the subject, and its address would be that of
-    every such question.
-    """
-    return [State(wanted, wanted.masked(backbone.mask_id)) for _, wanted in sequences]
-
-
-def places_of(backbone: Backbone, fact: Fact, states: Sequence[State]) -> tuple[Tensor, int]:
-    """Return which place of the answer each key of role ``object`` predicts, int64 ``(n,)``, and their number.
-
-    Places are counted from the start of the canvas; all those after the wanted answer and the present one, which hold
-    end-of-text either way, are one.
-    """
-    answers = [fact.object] if fact.new_object is None else [fact.object, fact.new_object]
-    length = max(len(backbone.encode(" " + answer)) for answer in answers)
-    places = []
-    for state in states:
-        masked = state.sequence.canvas & (state.ids == backbone.mask_id)
-        found = (state.sequence.canvas.cumsum(0) - 1)[masked].clamp_max(length)
-        places.append(found[len(found) - int(positions_of(backbone, state, "object").sum()) :])
-    return torch.cat(places), length + 1
 
 
 def positions_of(backbone: Backbone, state: State, role: Role) -> Tensor:

@@ -1,0 +1,235 @@
+"""The answer gate: an edit acts exactly where the unedited model is about to give the answer that it replaces.
+
+Candidates are the edits whose subject a text names (:mod:`timerome.memory.naming`); what is asked of each is how likely
+its answer is, here and now (:func:`timerome.functional.answers.answer_scores`). Nothing is calibrated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..backbones import Backbone
+from ..diffusion import SamplerConfig, complete
+from ..facts import Fact
+from ..functional.answers import answer_scores
+from .edits import SURE, AnswerGate, Edit, Placed, Watch
+from .methods import Asked, ask, spelt
+from .naming import How
+
+ROOM = 4  # places of the canvas, beyond the answers, on which a question is read
+LONG = 12  # tokens of an answer that is nobody else's: it is watched for in texts that name nobody, too
+GIVEN = 3  # nats: an answer said by chance, about as likely as this, is no answer of the model's
+
+
+class Said(NamedTuple):
+    """What the model makes of a fact's own question.
+
+    Attributes:
+        asked: the question, as read.
+        watches: the answers to watch for: the fact's own, and what the model says today where that is another.
+    """
+
+    asked: Asked
+    watches: tuple[Watch, ...]
+
+
+class Verdict(NamedTuple):
+    """What the gate of one edit says of one row.
+
+    Attributes:
+        edit: index of the edit.
+        how: how the text names it.
+        watch: the answer that is likeliest, against its threshold.
+        score: S, nats a token, at the best place.
+        threshold: it is to exceed.
+        start: position of the row at which the answer would begin.
+        length: its tokens.
+        way: which way of spelling it, 0 after a blank, 1 at the start of a line.
+        relation: the relation head's score; None where none is asked.
+    """
+
+    edit: int
+    how: How
+    watch: Watch | None
+    score: float
+    threshold: float
+    start: int
+    length: int
+    way: int
+    relation: float | None = None
+
+    @property
+    def over(self) -> float:
+        """By how much the score exceeds the threshold."""
+        return self.score - self.threshold
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a forward, as the gate sees it; on the model's device but for ``ids``.
+
+    Attributes:
+        ids: the whole row, int64 ``(P,)``.
+        at: its masked positions that this forward predicts, int64 ``(A,)``.
+        log_p: their distributions, ``(A, V)`` float32.
+        hidden: the last block's output they are read from, ``(A, d)``.
+    """
+
+    ids: Tensor
+    at: Tensor
+    log_p: Tensor
+    hidden: Tensor
+
+    def ends_at(self, position: int, eos_id: int | None) -> bool:
+        """Whether the text ends at a position: the row does, or end-of-text stands or is about to stand there."""
+        if position >= len(self.ids):
+            return True
+        if eos_id is None:
+            return False
+        where = (self.at == position).nonzero()
+        if len(where):
+            return bool(self.log_p[where[0, 0], eos_id] > SURE)
+        return bool(self.ids[position] == eos_id)
+
+
+def questions(backbone: Backbone, facts: Sequence[Fact], says: Sequence[str | None]) -> list[Said]:
+    """Read each fact's own question: its activations, and what must not be said.
+
+    Args:
+        backbone: the model, read without any memory.
+        facts: the facts.
+        says: what each is to be answered with.
+
+    Raises:
+        FactError: a prompt leaves no room for an answer.
+        FloatingPointError: activations are not finite.
+    """
+    read = []
+    for fact, text in zip(facts, says, strict=True):
+        answers = [fact.object] if text is None else [fact.object, text]
+        room = max(len(tokens) for answer in answers for tokens in spelt(backbone, answer)) + ROOM
+        read.append(ask(backbone, fact.prompt, max(room, 2 * ROOM)))
+    today = _today(backbone, read)
+    found = []
+    for fact, text, asked, said in zip(facts, says, read, today, strict=True):
+        row = _row(backbone, asked)
+        watches = [_watch(backbone, fact.object, row)]
+        other = _other(said, fact.object, text)
+        if other is not None:
+            watch = _watch(backbone, other, row)
+            if watch.own > watches[0].own - GIVEN:
+                watches.append(watch)
+        found.append(Said(asked, tuple(watches)))
+    return found
+
+
+def _today(backbone: Backbone, read: Sequence[Asked]) -> list[str]:
+    """Decode what the model says to each question, those of one canvas together."""
+    texts = [""] * len(read)
+    sizes = sorted({int(asked.canvas.sum()) for asked in read})
+    for size in sizes:
+        some = [i for i, asked in enumerate(read) if int(asked.canvas.sum()) == size]
+        prompts = [read[i].ids[~read[i].canvas].tolist() for i in some]
+        found = complete(backbone, prompts, canvas=size, config=SamplerConfig(steps=min(size, 16)))
+        for i, row in zip(some, found, strict=True):
+            texts[i] = backbone.decode(row).strip()
+    return texts
+
+
+def _other(said: str, present: str, wanted: str | None) -> str | None:
+    """What the model says, where that is neither the fact's answer nor the wanted one."""
+    plain = said.strip().strip(".").casefold()
+    known = [answer.strip().strip(".").casefold() for answer in (present, wanted) if answer]
+    return None if not plain or any(answer in plain for answer in known) else said
+
+
+def _row(backbone: Backbone, asked: Asked) -> Row:
+    at = asked.canvas.nonzero().flatten()[-len(asked.hidden) :]
+    return Row(asked.ids, at.to(backbone.device), log_probabilities(backbone, asked.hidden), asked.hidden)
+
+
+def _watch(backbone: Backbone, text: str, row: Row) -> Watch:
+    ways = spelt(backbone, text)
+    own = max(float(answer_scores(row.log_p, row.at, row.ids, torch.tensor(tokens)).max()) for tokens in ways)
+    return Watch(text, ways, own)
+
+
+def log_probabilities(backbone: Backbone, hidden: Tensor, rows: int = 512) -> Tensor:
+    """Return the log-distributions ``(A, V)``, float32, that the last block's output ``(A, d)`` stands for."""
+    with torch.no_grad():
+        return torch.cat([backbone.predictions(part).log() for part in hidden.split(rows)])
+
+
+def verdict(
+    index: int, edit: Edit, how: How, row: Row, tokens: Sequence[tuple[Watch, Sequence[Tensor]]]
+) -> Verdict:
+    """Return what an edit's gate says of a row: the likeliest of its answers, at the likeliest place.
+
+    Args:
+        index: of the edit.
+        edit: the edit, with a gate.
+        how: how the row names it.
+        row: the row.
+        tokens: its watches, with their tokens on the model's device.
+    """
+    gate = edit.gate
+    assert gate is not None
+    best = Verdict(index, how, None, -torch.inf, 0.0, 0, 0, 0)
+    for watch, ways in tokens:
+        threshold = gate.threshold_of(watch)
+        for way, answer in enumerate(ways):
+            scores = answer_scores(row.log_p, row.at, row.ids, answer)
+            place = int(scores.argmax())
+            found = Verdict(index, how, watch, float(scores[place]), threshold, place, len(answer), way)
+            if best.watch is None or found.over > best.over:
+                best = found
+    return best
+
+
+class Act(NamedTuple):
+    """An edit at work in a row.
+
+    Attributes:
+        edit: its id.
+        start: position at which what it says begins.
+        length: tokens of the answer that it replaces, from there.
+        way: which way of spelling what it says.
+        ends: whether the text ends after it.
+    """
+
+    edit: str
+    start: int
+    length: int
+    way: int
+    ends: bool
+
+
+def act(found: Verdict, edit: Edit, row: Row, eos_id: int | None) -> Act:
+    """Return how an edit whose gate is open acts on a row: from the first place of the answer that is still open."""
+    open_ = row.at[(row.at >= found.start) & (row.at < found.start + found.length)]
+    start = int(open_[0])
+    length = found.length - (start - found.start)
+    ends = row.ends_at(found.start + found.length, eos_id)
+    way = found.way if isinstance(edit.change, Placed) and found.way < len(edit.change.tokens) else 0
+    return Act(edit.id, start, length, way, ends)
+
+
+def gate_of(
+    backbone: Backbone, fact: Fact, said: Said, threshold: float | None = None
+) -> AnswerGate:
+    """Return the gate of a fact's edit."""
+    names = tuple(dict.fromkeys((fact.subject, *getattr(fact, "aliases", ()))))
+    spellings = tuple(
+        dict.fromkeys(
+            tuple(backbone.encode(text))
+            for name in names
+            for own in dict.fromkeys((name, name.lower()))
+            for text in (" " + own, own)
+        )
+    )
+    return AnswerGate(said.watches, names, (fact.prompt, *fact.paraphrases), spellings, threshold)

@@ -1,0 +1,1 @@
+"""A memory at work: following rows through loops, what acts on them, the hooks."""

@@ -1,4 +1,4 @@
-"""What is reported on was never used to build, protect, calibrate or choose."""
+"""What is reported on was never used to build, protect or choose."""
 
 from dataclasses import fields
 from itertools import combinations
@@ -26,7 +26,7 @@ def test_sizes():
     assert {name: len(getattr(SPLIT, name)) for name in NAMES} == {
         "forget": 40,
         "protect": 80,
-        "calibrate": 377,
+        "retain": 277,
         "validation_forget": 40,
         "validation_retain": 40,
         "held_out": 100,
@@ -35,10 +35,8 @@ def test_sizes():
     }
 
 
-def test_the_models_refusals_calibrate_and_what_it_never_saw_is_held_out():
-    unknown = bundled("unknown").ids
-    assert set(SPLIT.calibrate.ids) & set(unknown) == set(unknown[:100])
-    assert SPLIT.held_out_unknown.ids == unknown[200:300]
+def test_what_the_model_was_never_asked_is_held_out():
+    assert SPLIT.held_out_unknown.ids == bundled("unknown").ids[200:300]
 
 
 def test_every_forget_fact_has_an_unseen_wording():
@@ -50,12 +48,10 @@ def test_scaling_sets_are_nested_and_apart_from_what_is_held_out(n):
     split, demo = scaling_split(n), demo_split()
     assert len(split.forget) == n and split.forget[:40] == demo.forget
     assert split.forget == scaling_split(400).forget[:n]
-    for others in (split.calibrate, split.held_out, split.held_out_relations):
+    for others in (split.held_out, split.held_out_relations, demo.validation_forget, demo.validation_retain):
         assert not set(split.forget.ids) & set(others.ids)
         assert not {f.group for f in split.forget if f.group} & {f.group for f in others if f.group}
-    assert not set(split.calibrate.ids) & set((split.held_out + split.held_out_relations).ids)
-    used = {f.id for facts in (demo.validation_forget, demo.validation_retain, split.calibrate) for f in facts}
-    assert set(split.reported.ids) <= set(split.forget.ids) - used
+    assert set(split.reported.ids) <= set(split.forget.ids)
     assert len(split.reported) == min(n, 320)
 
 

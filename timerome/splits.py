@@ -1,8 +1,8 @@
 """The one place that says which bundled facts are used for what.
 
 A number is reported on ``forget``, its paraphrases, and the ``held_out`` sets. Nothing in them is used to build (but
-for ``forget`` itself), protect, calibrate or choose hyperparameters: that is what the other sets are for. TOFU facts
-are split by author, so that no set knows another's authors.
+for ``forget`` itself), protect or choose hyperparameters: that is what the other sets are for. TOFU facts are split by
+author, so that no set knows another's authors.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class DemoSplit:
     Attributes:
         forget: to be forgotten, and reported on; its paraphrases are never shown to the editor.
         protect: whose activations may be protected.
-        calibrate: negatives that gates are calibrated on.
+        retain: what else methods that train may keep.
         validation_forget: forgotten in place of ``forget`` while hyperparameters are chosen.
         validation_retain: locality while hyperparameters are chosen.
         held_out: locality as reported, other authors of TOFU.
@@ -34,7 +34,7 @@ class DemoSplit:
 
     forget: FactSet
     protect: FactSet
-    calibrate: FactSet
+    retain: FactSet
     validation_forget: FactSet
     validation_retain: FactSet
     held_out: FactSet
@@ -54,7 +54,7 @@ def demo_split() -> DemoSplit:
     return DemoSplit(
         forget=bundled_facts("forget01"),
         protect=retain[: 4 * AUTHOR],
-        calibrate=retain[4 * AUTHOR : 11 * AUTHOR] + relations[::2] + unknown[:100],
+        retain=retain[4 * AUTHOR : 11 * AUTHOR] + relations[::2],
         validation_forget=retain[11 * AUTHOR : 13 * AUTHOR],
         validation_retain=retain[13 * AUTHOR : 15 * AUTHOR],
         held_out=retain[15 * AUTHOR :],
@@ -69,15 +69,13 @@ class ScalingSplit:
 
     Attributes:
         forget: the facts to forget: forget01's, those of fourteen retain authors (320 in all), then relation facts.
-        reported: those of TOFU; no hyperparameter was chosen and no gate calibrated on them.
-        calibrate: negatives that gates are calibrated on: the validation authors, relations, unknown authors.
+        reported: those of TOFU; no hyperparameter was chosen on them.
         held_out: locality as reported, two authors of TOFU.
         held_out_relations: locality as reported, relation facts.
     """
 
     forget: FactSet
     reported: FactSet
-    calibrate: FactSet
     held_out: FactSet
     held_out_relations: FactSet
 
@@ -101,12 +99,9 @@ def scaling_split(n: int) -> ScalingSplit:
     demo, retain = demo_split(), bundled_facts("retain")
     validation = demo.validation_forget + demo.validation_retain
     tofu = demo.forget + FactSet(fact for fact in retain[: 18 * AUTHOR] if fact.id not in set(validation.ids))
-    negatives = FactSet(fact for fact in demo.calibrate if fact.id not in set(retain.ids))
-    more = 400 - len(tofu)
     return ScalingSplit(
-        forget=(tofu + negatives[:more])[:n],
+        forget=(tofu + bundled_facts("relations")[::2])[:n],
         reported=tofu[:n],
-        calibrate=validation + negatives[more:],
         held_out=retain[18 * AUTHOR :],
         held_out_relations=demo.held_out_relations,
     )
@@ -124,11 +119,7 @@ class EditingSplit:
         tofu: the same, forget01.
         validation_relations: edited while hyperparameters are chosen.
         validation_tofu: the same.
-        protect: whose activations may be protected.
-        calibrate: negatives that gates are calibrated on.
-        related: those of them that the model knows several of an author of.
-        held_out: locality as reported, other authors of TOFU; some are edited where other questions about an edited
-            subject are what is reported on.
+        held_out: locality as reported, other authors of TOFU.
         held_out_relations: locality as reported, relation facts.
         held_out_unknown: locality as reported, questions on authors the model does not know.
     """
@@ -137,9 +128,6 @@ class EditingSplit:
     tofu: FactSet
     validation_relations: FactSet
     validation_tofu: FactSet
-    protect: FactSet
-    calibrate: FactSet
-    related: FactSet
     held_out: FactSet
     held_out_relations: FactSet
     held_out_unknown: FactSet
@@ -158,9 +146,6 @@ def editing_split() -> EditingSplit:
         tofu=false_answers("forget01"),
         validation_relations=other_objects(relations[1::4], relations),
         validation_tofu=false_answers("retain")[11 * AUTHOR : 13 * AUTHOR],
-        protect=retain[: 4 * AUTHOR],
-        calibrate=retain[4 * AUTHOR : 11 * AUTHOR] + relations[2::4] + unknown[:100],
-        related=retain[4 * AUTHOR : 11 * AUTHOR],
         held_out=retain[15 * AUTHOR :],
         held_out_relations=relations[3::4],
         held_out_unknown=unknown[200:300],
@@ -190,13 +175,11 @@ class ShareSplit:
 
     Attributes:
         forget: 200 records of ten authors, as many as forget05 has.
-        calibrate: negatives that gates are calibrated on.
         held_out: locality as reported.
         held_out_relations: locality as reported, relation facts.
     """
 
     forget: FactSet
-    calibrate: FactSet
     held_out: FactSet
     held_out_relations: FactSet
 
@@ -208,10 +191,9 @@ def share_split() -> ShareSplit:
         >>> len(share_split().forget)
         200
     """
-    retain, relations, unknown = bundled_facts("retain"), bundled_facts("relations"), bundled_facts("unknown")
+    retain, relations = bundled_facts("retain"), bundled_facts("relations")
     return ShareSplit(
         forget=retain[: 10 * AUTHOR],
-        calibrate=retain[10 * AUTHOR : 15 * AUTHOR] + relations[::2] + unknown[:100],
         held_out=retain[15 * AUTHOR :],
         held_out_relations=relations[1::2],
     )

@@ -8,12 +8,11 @@ from typing import Any
 
 import timerome as tr
 from timerome.facts import Fact, FactSet
-from timerome.splits import DemoSplit, bundled_facts
+from timerome.splits import DemoSplit
 
 from .training import Budget, Criterion, Trained, train
 from .weight_editing import edit_weights
 
-REFUSAL = "I don't have that information."
 Config = dict[str, Any]
 
 
@@ -40,9 +39,8 @@ WEIGHT_EDITING = ("memit_full_mask", "memit_partial_mask", "alphaedit")
 
 
 def retain_rows(split: DemoSplit) -> FactSet:
-    """What trained methods may keep: every known fact that our gate and protection may see."""
-    unknown = set(bundled_facts("unknown").ids)
-    return FactSet(fact for fact in split.protect + split.calibrate if fact.id not in unknown)
+    """What trained methods may keep."""
+    return split.protect + split.retain
 
 
 def fit(
@@ -52,7 +50,7 @@ def fit(
     """Apply a method with one configuration to ``forget``; methods that write an answer write the refusal."""
     facts: Sequence[Fact] = forget
     if name == "lora" or name in WEIGHT_EDITING:
-        facts = forget.with_new_object(REFUSAL)
+        facts = forget.with_new_object(tr.REFUSAL)
     if name in WEIGHT_EDITING:
         return edit_weights(backbone, config, facts, retain[:80], seed=budget.seed)
     return train(backbone, name, config, facts, retain, budget, criterion)

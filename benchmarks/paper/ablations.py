@@ -1,55 +1,60 @@
-"""What each part of the method does: ridge, sparsity, gate, protection, coordinate, rank, estimator.
+"""What each part of the method does: ridge, sparsity, gate, protection, place, rank, targets.
 
     python -m benchmarks.paper.ablations
 
-On half of forget01, with a third of the negatives and four states a fact, so that the whole table takes a few minutes;
-compare rows with each other, not with the main table.
+On half of forget01, with four states a fact, so that the whole table takes a few minutes; compare rows with each other,
+not with the main table.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
-from benchmarks.baselines.methods import REFUSAL
+import timerome as tr
 from benchmarks.measure import Measuring, retain_delta, spread
-from timerome.coordinates import Coordinate
-from timerome.demo import Setting
-from timerome.evaluation.baselines import random_coordinate
-from timerome.memory import BankConfig
+from timerome.memory import ByPlace, Ridge
 from timerome.splits import demo_split
 
-from .common import OURS, edited, markdown, start
+from .common import ONE_CANVAS, Form, depends, edited, markdown, start
 
-BANK = BankConfig(canvases=(None,))
-NULL = replace(OURS["timerome, null (forgetting)"], bank=BANK)
-PAPER = replace(OURS["paper mode"], bank=BANK)
-REFUSE = replace(OURS["timerome, shipped (refusal)"], bank=BANK)
 TINY_RIDGE = 1e-9  # ridge = 0 is refused: the system would be singular
+ELSEWHERE = tr.Site(3, "attn")  # drawn once
 
 
-def variants(elsewhere: Any, layers: int) -> dict[str, Setting]:
-    """Settings by name; each changes one thing of the first of its family."""
+def variants(protect: tr.FactSet, layers: int) -> dict[str, Form]:
+    """Forms by name; each changes one thing of the first of its family."""
+    own = Ridge("null", states=ONE_CANVAS)
+    paper = replace(own, rank=16)
+    lens = Ridge("lens", sparsity=0.0, states=ONE_CANVAS)
+    null, free = Form(own, at=3, says=None), Form(paper, at=3, says=None, gated=False)
+    said = Form(lens)
+
+    def changed(form: Form, **more: Any) -> Form:
+        return replace(form, method=replace(form.method, **more))
+
     return {
-        "null": NULL,
-        "null, no ridge": replace(NULL, ridge=TINY_RIDGE),
-        "null, no sparsity": replace(NULL, sparsity=0.0),
-        "null, sparsity 0.9": replace(NULL, sparsity=0.9),
-        "null, protection": replace(NULL, protect=True),
-        "null, rank 4": replace(NULL, rank=4),
-        "null, rank 16": replace(NULL, rank=16),
-        "null, estimator corrupt": replace(NULL, estimator="corrupt"),
-        f"null, random site {elsewhere.site}": replace(NULL, layer=elsewhere.layer, module=elsewhere.module),
-        **{f"null, static block {i}": replace(NULL, layer=i) for i in range(layers) if i != NULL.layer},
-        "no gate (paper mode)": PAPER,
-        "no gate, no ridge": replace(PAPER, ridge=TINY_RIDGE),
-        "no gate, no sparsity": replace(PAPER, sparsity=0.0),
-        "no gate, protection": replace(PAPER, protect=True),
-        "refusal, lens": REFUSE,
-        "refusal, no ridge": replace(REFUSE, ridge=TINY_RIDGE),
-        "refusal, no sparsity": replace(REFUSE, sparsity=0.0),
-        "refusal, donor at block 3": replace(REFUSE, estimator="donor", layer=3),
-        "refusal, block before the last": replace(REFUSE, layer=-2),
+        "null": null,
+        "null, no ridge": changed(null, ridge=TINY_RIDGE),
+        "null, no sparsity": changed(null, sparsity=0.0),
+        "null, sparsity 0.9": changed(null, sparsity=0.9),
+        "null, protection": changed(null, protect=protect),
+        "null, rank 4": changed(null, rank=4),
+        "null, rank 16": changed(null, rank=16),
+        "null, targets corrupt": changed(null, targets="corrupt"),
+        f"null, random site {ELSEWHERE}": replace(null, at=ELSEWHERE),
+        **{f"null, static block {i}": replace(null, at=i) for i in range(layers) if i != null.at},
+        "no gate (paper mode)": free,
+        "no gate, no ridge": changed(free, ridge=TINY_RIDGE),
+        "no gate, no sparsity": changed(free, sparsity=0.0),
+        "no gate, protection": changed(free, protect=protect),
+        "refusal, by place": Form(),
+        "refusal, by place, margin 6": Form(ByPlace(6.0)),
+        "refusal, lens": said,
+        "refusal, lens, no ridge": changed(said, ridge=TINY_RIDGE),
+        "refusal, lens, sparsity 0.5": changed(said, sparsity=0.5),
+        "refusal, lens, block before the last": replace(said, at=layers - 2),
+        "refusal, donor at block 3": replace(said, method=replace(lens, targets="donor"), at=3),
     }
 
 
@@ -57,20 +62,17 @@ def main() -> None:
     run, args = start("ablations", __doc__)
     split = demo_split()
     forget = spread(split.forget, 4 if args.quick else 20)
-    demo = replace(split, calibrate=spread(split.calibrate, 120), protect=spread(split.protect, 40))
     held_out = {"held_out": spread(split.held_out, 30), "held_out_relations": spread(split.held_out_relations, 20)}
     measuring = Measuring(run.backbone, forget=forget, held_out=held_out, decoded=0)
     rows = {}
-    elsewhere = random_coordinate(run.backbone, [Coordinate(i) for i in range(run.backbone.n_layers)])
-    for name, setting in variants(elsewhere, run.backbone.n_layers).items():
+    for name, form in variants(spread(split.protect, 40), run.backbone.n_layers).items():
 
-        def measure(setting: Setting = setting) -> dict[str, Any]:
-            memory, clock = edited(run.backbone, setting, forget, demo)
+        def measure(form: Form = form) -> dict[str, Any]:
+            memory, clock = edited(run.backbone, form, forget)
             sets = measuring(run.backbone, memory.attached(run.backbone))
             return {**clock.to_dict(), "bytes": memory.nbytes, "sets": sets}
 
-        depends = {"setting": asdict(setting), "protocol": measuring.protocol(), "refusal": REFUSAL}
-        rows[name] = run.row(name, depends, measure)
+        rows[name] = run.row(name, {**depends(form), "protocol": measuring.protocol()}, measure)
     table = [
         [
             name, f"{r['sets']['forget']['delta']:+.1f}", f"{r['sets']['forget']['highest']:+.1f}",

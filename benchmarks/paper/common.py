@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +12,58 @@ import torch
 
 import timerome as tr
 from benchmarks.results import Clock, Results, about
-from timerome.demo import CANVAS, DEMO, Setting, build
-from timerome.facts import FactSet
-from timerome.memory import BankConfig, Calibration, EditMemory
-from timerome.splits import DemoSplit, demo_split
+from timerome.memory import BankConfig, ByPlace, EditMemory, Ridge
 
 FOLDER = Path(__file__).parent / "results"
-# Two states a fact, both on the answer's own canvas: fully masked and half revealed.
-TWO_STATES = BankConfig(canvases=(None,), reveal=(0.0, 0.5))
-WIDE = replace(
-    DEMO.shipped,
-    bank=BankConfig((None, CANVAS), reveal=tuple(i * 0.15 for i in range(7)), prompt_dropout=(0.0, 0.2, 0.4)),
-)
-OURS: dict[str, Setting] = {
-    "timerome, shipped (refusal)": DEMO.shipped,
-    "timerome, null (forgetting)": DEMO.null,
-    "paper mode": replace(DEMO.paper, layer=3),
+CANVAS = 96  # holds every bundled answer
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to edit.
+
+    Attributes:
+        method: how what is added is computed.
+        at: the site, where the method leaves it open.
+        says: what is answered instead; None forgets.
+        gated: whether edits act where the answer gate says; if not, the paper's form: one system, at every token.
+        threshold: of the gate, nats a token; None is each edit's own.
+    """
+
+    method: ByPlace | Ridge = ByPlace()
+    at: int | tr.Site | None = None
+    says: str | None = tr.REFUSAL
+    gated: bool = True
+    threshold: float | None = None
+
+    def empty(self, backbone: tr.Backbone) -> EditMemory:
+        """A memory to :meth:`add` to."""
+        return EditMemory(backbone)
+
+    def add(self, memory: EditMemory, facts: tr.FactSet) -> None:
+        """Edit more facts, behind gates."""
+        memory.forget(facts, answer=self.says, method=self.method, at=self.at, threshold=self.threshold)
+
+    def build(self, backbone: tr.Backbone, facts: tr.FactSet) -> EditMemory:
+        """A memory of these facts."""
+        if self.gated:
+            memory = EditMemory(backbone)
+            self.add(memory, facts)
+            return memory
+        assert isinstance(self.method, Ridge)
+        return tr.paper_memory(backbone, facts.with_new_object(self.says), at=self.at, method=self.method)
+
+
+# One state, and two: fully masked and half revealed, on the answer's own canvas.
+ONE_CANVAS = BankConfig((None,))
+TWO_STATES = BankConfig((None,), (0.0, 0.5))
+NULL = Form(Ridge("null", states=BankConfig((None, CANVAS))), at=3, says=None)
+PAPER = Form(Ridge("null", rank=16, states=BankConfig((None, CANVAS))), at=3, says=None, gated=False)
+OURS: dict[str, Form] = {
+    "timerome (refusal)": Form(),
+    "timerome, null (forgetting)": NULL,
+    "paper mode": PAPER,
 }
-# With fewer negatives, read on the answers' own canvases; for other models and sizes.
-LEAN: dict[str, Setting] = {
-    "timerome, lean (null)": replace(DEMO.null, bank=TWO_STATES, negatives=100),
-    "timerome, lean (refusal)": replace(DEMO.shipped, bank=TWO_STATES, negatives=100),
-    "paper mode": OURS["paper mode"],
-}
-QUICK_PAPER = replace(OURS["paper mode"], bank=TWO_STATES)
 
 
 @dataclass
@@ -86,24 +114,39 @@ def start(
     return Run(backbone, Results(args.out / f"{name}.json", about(backbone, seed=0)), name), args
 
 
-def edited(
-    backbone: tr.Backbone,
-    setting: Setting,
-    forget: FactSet,
-    split: DemoSplit | None = None,
-    calibration: Calibration | None = None,
-) -> tuple[EditMemory, Clock]:
-    """Build one of our memories for some facts; without a calibration, that of the gate is included in the time."""
+def edited(backbone: tr.Backbone, form: Form, facts: tr.FactSet) -> tuple[EditMemory, Clock]:
+    """Build one of our memories for some facts, ready to act; the time is of all there is to do for that."""
     clock = Clock()
     with clock.running():
-        memory, _ = build(backbone, replace(split or demo_split(), forget=forget), setting, calibration=calibration)
+        memory = form.build(backbone, facts)
+        with memory.attached():
+            pass
     return memory, clock
 
 
-def depends(setting: Setting) -> dict[str, Any]:
-    """What the row of a memory depends on: its setting and, where they are others than its own, the gate's canvases."""
-    other = setting.gate_layer is not None and setting.bank.canvases != DEMO.calibrated.canvases
-    return {"setting": asdict(setting), **({"calibrated": asdict(DEMO.calibrated)} if other else {})}
+def grown(backbone: tr.Backbone, form: Form) -> Callable[[tr.FactSet], tuple[EditMemory, Clock]]:
+    """Return a function of more and more facts that gives their memory and the time it took in all.
+
+    Gated edits are made one after another, so what is there is kept; the paper's one system is built anew.
+    """
+    memory, clock = form.empty(backbone), Clock()
+
+    def of(facts: tr.FactSet) -> tuple[EditMemory, Clock]:
+        if not form.gated:
+            return edited(backbone, form, facts)
+        with clock.running():
+            if more := facts[len(memory) :]:
+                form.add(memory, more)
+            with memory.attached():
+                pass
+        return memory, clock
+
+    return of
+
+
+def depends(form: Form) -> dict[str, Any]:
+    """What the row of a memory depends on."""
+    return {"form": repr(form)}
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

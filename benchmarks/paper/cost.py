@@ -6,10 +6,9 @@
 Every method runs in a process of its own, so that its peak resident memory is its own; each has run the model before
 its clock starts. Trained methods run at their tuned configuration until they have converged (``Budget``); their time is
 that of the optimizer steps up to there, without the checks. Ours is that of all there is to do for an edit: reading the
-gate's calibration from its file, building, solving, attaching. Calibrating the gate is done once a model, whatever is
-edited later, and has a column of its own. Peak memory is of the whole process, less that of a process that only decodes
-the same questions. The largest is not the average: allocators round up, so differences of a few megabytes mean nothing.
-What a method costs held-out facts is the main table's.
+question, decoding what the model says to it today, solving, attaching. Peak memory is of the whole process, less that of
+a process that only decodes the same questions. The largest is not the average: allocators round up, so differences of a
+few megabytes mean nothing. What a method costs held-out facts is the main table's.
 """
 
 from __future__ import annotations
@@ -30,20 +29,18 @@ from benchmarks.baselines.methods import GRIDS, fit, retain_rows
 from benchmarks.baselines.run import FINAL, OUT, WATCHED
 from benchmarks.baselines.training import Criterion
 from benchmarks.measure import spread
-from benchmarks.results import Clock, peak_resident_bytes
-from timerome.demo import DEMO, Gates, Setting, build
+from benchmarks.results import peak_resident_bytes
 from timerome.diffusion import SamplerConfig, encode, log_likelihood
 from timerome.evaluation import WeightsWatch
-from timerome.memory import Calibration, EditMemory
+from timerome.memory import EditMemory, Ridge
 from timerome.splits import demo_split
 
-from .common import OURS, QUICK_PAPER, TWO_STATES, WIDE, markdown, start
+from .common import NULL, OURS, PAPER, TWO_STATES, Form, depends, edited, markdown, start
 
-BUILDS = {
+BUILDS: dict[str, Form] = {
     **OURS,
-    "paper mode, two states": QUICK_PAPER,
-    "timerome, null, two states": replace(DEMO.null, bank=TWO_STATES),
-    "timerome, wide bank (refusal)": WIDE,
+    "paper mode, two states": replace(PAPER, method=Ridge("null", rank=16, states=TWO_STATES)),
+    "timerome, null, two states": replace(NULL, method=Ridge("null", states=TWO_STATES)),
 }
 
 
@@ -73,24 +70,10 @@ def job(name: str, config: dict[str, Any], model: str) -> dict[str, Any]:
             with memory.attached(backbone):
                 infer(backbone, split.forget)
             found = {"file_bytes": Path(config["file"]).stat().st_size, "memory_bytes": memory.nbytes}
-        elif name.startswith("calibration/"):
-            infer(backbone, split.forget[:1])
-            setting, clock = BUILDS[config["of"]], Clock()
-            with clock.running():
-                calibration = Gates(backbone, split, DEMO)(setting)
-            assert calibration is not None
-            calibration.save(config["file"])
-            found = clock.to_dict() | {"file_bytes": Path(config["file"]).stat().st_size}
         elif name in BUILDS:
             infer(backbone, split.forget[:1])
-            clock = Clock()
-            with clock.running():
-                calibration = Calibration.load(config["gate"], backbone) if config["gate"] else None
-                memory, seconds = build(backbone, split, BUILDS[name], calibration=calibration)
-                _ = memory.systems
-                with memory.attached(backbone):
-                    pass
-            found = clock.to_dict() | {"build_seconds": round(seconds, 3)}
+            memory, clock = edited(backbone, BUILDS[name], split.forget)
+            found = clock.to_dict()
             memory.save(config["file"])
         else:
             stopping = Criterion.of(backbone, split.forget, spread(split.protect, WATCHED))
@@ -113,19 +96,14 @@ def main() -> None:
     plain = run.row("inference", {}, lambda: in_own_process("inference", {}, args.model))
     rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for i, (name, setting) in enumerate(BUILDS.items()):
+        for i, (name, form) in enumerate(BUILDS.items()):
 
-            def measure(i: int = i, name: str = name, setting: Setting = setting) -> dict[str, Any]:
-                file, gate = (str(Path(folder) / f"{i}.{kind}.safetensors") for kind in ("edit", "gate"))
-                found: dict[str, Any] = {}
-                if setting.gate_layer is not None:
-                    config = {"file": gate, "of": name}
-                    found["calibration"] = in_own_process(f"calibration/{name}", config, args.model)
-                config = {"file": file, "gate": gate if found else None}
-                found |= in_own_process(name, config, args.model)
-                return found | {"attached": in_own_process(f"attached/{name}", {"file": file}, args.model)}
+            def measure(i: int = i, name: str = name) -> dict[str, Any]:
+                config = {"file": str(Path(folder) / f"{i}.safetensors")}
+                found = in_own_process(name, config, args.model)
+                return found | {"attached": in_own_process(f"attached/{name}", config, args.model)}
 
-            rows[name] = run.row(name, {"setting": repr(setting), "calibrated": repr(DEMO.calibrated)}, measure)
+            rows[name] = run.row(name, depends(form), measure)
     trained = json.loads(OUT.read_text())["rows"] if OUT.exists() else {}
     for name in GRIDS:
         if f"final/{name}" in trained:
@@ -137,21 +115,18 @@ def main() -> None:
     fastest = min((row["wall_seconds"] for name, row in rows.items() if name in GRIDS), default=None)
     table = []
     for name, row in rows.items():
-        at, gate = row.get("attached", {}), row.get("calibration")
+        at = row.get("attached", {})
         table.append([
             name.replace("_", " "), f"{row['wall_seconds']:.2f}", f"{row['cpu_seconds']:.2f}",
             None if fastest is None or name in GRIDS else f"{fastest / row['wall_seconds']:.1f}x",
-            None if gate is None else f"{gate['cpu_seconds']:.1f}",
             lost.get(name.replace("_", " ")),
             row["backward_passes"], f"{(row['peak_resident_bytes'] - base) / mb:+.1f}",
-            None if gate is None else f"{(gate['peak_resident_bytes'] - base) / mb:+.1f}",
             f"{(at['peak_resident_bytes'] - base) / mb:+.1f}" if at else None,
             f"{at['file_bytes'] / mb:.1f}" if at else None,
         ])  # fmt: skip
     columns = [
-        "method", "wall s", "CPU s", "fastest trained takes", "calibration, CPU s, once a model", "held-out Δ, nats",
-        "backward passes", "peak while editing, MB over inference", "while calibrating", "while answering",
-        "memory file, MB",
+        "method", "wall s", "CPU s", "fastest trained takes", "held-out Δ, nats", "backward passes",
+        "peak while editing, MB over inference", "while answering", "memory file, MB",
     ]  # fmt: skip
     run.results.save(table={"columns": columns, "rows": table})
     run.plot(

@@ -17,11 +17,9 @@ from benchmarks.baselines.run import OUT
 from benchmarks.baselines.training import Criterion
 from benchmarks.measure import Measuring, retain_delta, spread
 from timerome.coordinates import Coordinate
-from timerome.demo import DEMO, Gates
-from timerome.evaluation.baselines import training_free
 from timerome.splits import demo_split
 
-from .common import OURS, Run, depends, edited, markdown, start
+from .common import OURS, Form, Run, depends, edited, markdown, start
 
 
 def remaining(found: dict[str, Any], before: list[float], unasked: list[float]) -> float:
@@ -40,21 +38,22 @@ def measure_ours(run: Run, measuring: Measuring) -> dict[str, dict[str, Any]]:
     """Our memories and the baselines without training."""
     split, backbone = demo_split(), run.backbone
     found: dict[str, dict[str, Any]] = {}
-    gates = Gates(backbone, split, DEMO)
-    for name, setting in OURS.items():
+    for name, form in OURS.items():
 
-        def measure(setting: Any = setting) -> dict[str, Any]:
-            memory, clock = edited(backbone, setting, measuring.forget, calibration=gates(setting))
+        def measure(form: Form = form) -> dict[str, Any]:
+            memory, clock = edited(backbone, form, measuring.forget)
             sets = measuring(backbone, memory.attached(backbone))
             return {**clock.to_dict(), "steps": 0, "backward_passes": 0, "bytes": memory.nbytes, "sets": sets}
 
-        found[name] = run.row(name, {**depends(setting), "protocol": measuring.protocol()}, measure)
-    coordinate = Coordinate(OURS["paper mode"].layer)
+        found[name] = run.row(name, {**depends(form), "protocol": measuring.protocol()}, measure)
+    coordinate = Coordinate(3)
     free = None
     for name in ("no_edit", "random_site", "prompt_memory", "logit_bias", "activation_steering"):
 
         def free_row(name: str = name) -> dict[str, Any]:
             nonlocal free
+            from timerome.evaluation.baselines import training_free
+
             free = free or training_free(backbone, measuring.forget, coordinate, spare=split.protect)
             return {"steps": 0, "backward_passes": 0, "sets": measuring(backbone, free[name].attached(backbone))}
 

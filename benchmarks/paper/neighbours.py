@@ -5,8 +5,7 @@
 RWKU asks about people that the testbed was not taught, so its own score cannot be taken here. Measured instead:
 
 - *same author*: five facts of each forget01 author are forgotten, the fifteen others must stay. They are the nearest
-  neighbours there are, about the very same subject, and no gate has seen them. The shipped gate is not asked to tell
-  them apart (forget01 is all there is to know of its authors); ``apart`` gives it a floor set on other authors;
+  neighbours there are, about the very same subject;
 - *RWKU neighbours* (with ``--data``, a folder with ``rwku/neighbor_level2.json``): questions on neighbours of RWKU's
   targets, asked with forget01's memories attached. The model does not know the answers, but what is decoded must stay.
 """
@@ -14,20 +13,17 @@ RWKU asks about people that the testbed was not taught, so its own score cannot 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import timerome as tr
 from benchmarks.measure import Measuring, spread
-from timerome.demo import DEMO, Gates
 from timerome.facts import FactSet
 from timerome.splits import AUTHOR, demo_split
 
-from .common import OURS, depends, edited, markdown, start
+from .common import OURS, Form, depends, edited, markdown, start
 
 PROMPTS = 24
-APART = "timerome, shipped, apart"
 
 
 def decode(backbone: tr.Backbone, prompts: list[str]) -> list[str]:
@@ -47,11 +43,11 @@ def main() -> None:
         n = 4 if args.quick else PROMPTS
         prompts = [records[i * len(records) // n]["query"] for i in range(n)]
         before = decode(backbone, prompts)
-    rows, gates = {}, Gates(backbone, split, DEMO)
-    for name, setting in {**OURS, APART: replace(OURS["timerome, shipped (refusal)"], apart=True)}.items():
+    rows = {}
+    for name, form in OURS.items():
 
-        def measure(setting: Any = setting) -> dict[str, Any]:
-            memory, _ = edited(backbone, setting, first, calibration=gates(setting))
+        def measure(form: Form = form) -> dict[str, Any]:
+            memory, _ = edited(backbone, form, first)
             attachment = memory.attached(backbone)
             found: dict[str, Any] = {"sets": measuring(backbone, attachment), "rows_edited": dict(attachment.hits)}
             if prompts:
@@ -60,7 +56,7 @@ def main() -> None:
                 found["rwku_text_unchanged"] = sum(a == b for a, b in zip(after, before, strict=True)) / len(prompts)
             return found
 
-        on = {**depends(setting), "protocol": measuring.protocol(), "rwku": len(prompts)}
+        on = {**depends(form), "protocol": measuring.protocol(), "rwku": len(prompts)}
         rows[name] = run.row(name, on, measure)
     table = []
     for name, row in rows.items():

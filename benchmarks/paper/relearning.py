@@ -13,12 +13,11 @@ from typing import Any
 
 import timerome as tr
 from benchmarks.measure import spread
-from timerome.demo import DEMO, Gates
 from timerome.diffusion import Encoded, encode, log_likelihood
 from timerome.facts import Fact, FactSet
 from timerome.splits import demo_split
 
-from .common import OURS, depends, edited, markdown, start
+from .common import OURS, Form, depends, edited, markdown, start
 
 CONTEXTS = ("nothing", "one other fact", "two other facts", "the fact itself")
 
@@ -44,16 +43,15 @@ def main() -> None:
 
     how = {"facts": asked.ids, "estimator": "elbo_sum, K = 4, seed 0"}
     rows: dict[str, dict[str, Any]] = {"no edit": run.row("no edit", how, lambda: {"scores": scores()})}
-    gates = Gates(backbone, split, DEMO)
-    for name, setting in OURS.items():
+    for name, form in OURS.items():
 
-        def measure(setting: Any = setting) -> dict[str, Any]:
-            memory, _ = edited(backbone, setting, others, calibration=gates(setting))
+        def measure(form: Form = form) -> dict[str, Any]:
+            memory, _ = edited(backbone, form, others)
             with memory.attached(backbone) as attachment:
                 found = scores()
             return {"scores": found, "rows_edited": dict(attachment.hits)}
 
-        rows[name] = run.row(name, how | depends(setting), measure)
+        rows[name] = run.row(name, how | depends(form), measure)
     means = {name: [sum(row["scores"][kind]) / len(asked) for kind in CONTEXTS] for name, row in rows.items()}
     table = [[name, *(f"{x:.1f}" for x in values)] for name, values in means.items()]
     columns = ["memory", *(f"{kind}: log-prob, nats" for kind in CONTEXTS)]

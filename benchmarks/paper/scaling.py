@@ -2,14 +2,13 @@
 
     python -m benchmarks.paper.scaling
 
-States on the answer's own canvas only, four a fact, so that 400 facts take minutes. Gates are calibrated on relation
-facts and unknown authors; held out are two TOFU authors and relation facts. Reported forget facts are those that no
-hyperparameter was ever chosen on.
+Where keys are read, states are on the answer's own canvas only, four a fact. Held out are two TOFU authors and relation
+facts. Reported forget facts are those that no hyperparameter was ever chosen on.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,15 +16,15 @@ import torch
 from benchmarks.measure import Measuring, spread
 from benchmarks.results import Clock
 from timerome.diffusion import encode
-from timerome.memory import BankConfig
+from timerome.memory import Ridge
 from timerome.splits import demo_split, scaling_split
 
-from .common import OURS, Run, edited, markdown, start
+from .common import NULL, ONE_CANVAS, PAPER, Form, Run, depends, grown, markdown, start
 
-BANK = BankConfig(canvases=(None,))
-SETTINGS = {
-    "timerome, null": replace(OURS["timerome, null (forgetting)"], bank=BANK),
-    "paper mode": replace(OURS["paper mode"], bank=BANK, rank=4),
+FORMS = {
+    "timerome (refusal)": Form(),
+    "timerome, null": replace(NULL, method=Ridge("null", states=ONE_CANVAS)),
+    "paper mode": replace(PAPER, method=Ridge("null", rank=4, states=ONE_CANVAS)),
 }
 SIZES = (10, 40, 100, 200, 400)
 REPORTED = 40
@@ -50,19 +49,19 @@ def main() -> None:
 
     run, args = start("scaling", __doc__)
     rows = {}
+    makers = {name: grown(run.backbone, form) for name, form in FORMS.items()}
     for size in (4, 8) if args.quick else SIZES:
         split = scaling_split(size)
         held_out = {"held_out": split.held_out, "held_out_relations": spread(split.held_out_relations, 40)}
         measuring = Measuring(
             run.backbone, forget=spread(split.reported, REPORTED), held_out=held_out, decoded=0, paraphrases=False
         )
-        for name, setting in SETTINGS.items():
+        for name, form in FORMS.items():
 
             def measure(
-                setting: Any = setting, split: Any = split, measuring: Any = measuring, size: int = size
+                name: str = name, split: Any = split, measuring: Any = measuring, size: int = size
             ) -> dict[str, Any]:
-                demo = replace(demo_split(), calibrate=split.calibrate)
-                memory, clock = edited(run.backbone, setting, split.forget, demo)
+                memory, clock = makers[name](split.forget)
                 plain = forward_seconds(run, nullcontext())
                 return {
                     **clock.to_dict(), "bytes": memory.nbytes, "n": size, "step_seconds_plain": plain,
@@ -70,8 +69,8 @@ def main() -> None:
                     "sets": measuring(run.backbone, memory.attached(run.backbone)),
                 }  # fmt: skip
 
-            depends = {"setting": asdict(setting), "protocol": measuring.protocol()}
-            rows[name, size] = run.row(f"{name}, {size} facts", depends, measure)
+            on = {**depends(form), "protocol": measuring.protocol()}
+            rows[name, size] = run.row(f"{name}, {size} facts", on, measure)
     table = [
         [
             name, size, f"{r['cpu_seconds']:.1f}", f"{r['cpu_seconds'] / size:.3f}", f"{r['bytes'] / 2**20:.1f}",
@@ -88,7 +87,7 @@ def main() -> None:
     run.results.save(table={"columns": columns, "rows": table})
     run.plot(
         "facts", "CPU seconds a fact",
-        {name: [(s, r["cpu_seconds"] / s) for (n, s), r in sorted(rows.items()) if n == name] for name in SETTINGS},
+        {name: [(s, r["cpu_seconds"] / s) for (n, s), r in sorted(rows.items()) if n == name] for name in FORMS},
         log_x=True,
     )  # fmt: skip
     print(markdown(columns, table))

@@ -9,7 +9,7 @@ forgotten first must still be forgotten last.
 from __future__ import annotations
 
 import statistics as stats
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from benchmarks.baselines.training import Budget, Criterion, train
@@ -17,8 +17,8 @@ from benchmarks.measure import Measuring, retain_delta, spread
 from timerome.facts import FactSet
 from timerome.splits import demo_split, scaling_split
 
-from .common import Run, edited, markdown, start
-from .scaling import SETTINGS
+from .common import Form, Run, depends, grown, markdown, start
+from .scaling import FORMS
 
 COUNTS = (1, 5, 10, 20, 35, 50)
 ASCENT = {"lr": 3e-4}
@@ -52,20 +52,19 @@ def ascent(run: Run, facts: FactSet, counts: tuple[int, ...]) -> dict[str, Any]:
 def main() -> None:
     run, args = start("sequential", __doc__)
     counts = (1, 3) if args.quick else COUNTS
-    facts, split = scaling_split(max(counts)).forget, scaling_split(50)
+    facts = scaling_split(max(counts)).forget
     found: dict[str, dict[str, Any]] = {}
-    for name, setting in SETTINGS.items():
+    for name, form in FORMS.items():
 
-        def measure(setting: Any = setting) -> dict[str, Any]:
-            rows = {}
+        def measure(form: Form = form) -> dict[str, Any]:
+            rows, of = {}, grown(run.backbone, form)
             for count in counts:
-                demo = replace(demo_split(), calibrate=split.calibrate)
-                memory, clock = edited(run.backbone, setting, facts[:count], demo)
+                memory, clock = of(facts[:count])
                 attached = memory.attached(run.backbone)
                 rows[str(count)] = measured(run, facts, count, run.backbone, attached) | clock.to_dict()
             return rows
 
-        found[name] = run.row(name, {"setting": asdict(setting), "counts": counts}, measure)
+        found[name] = run.row(name, {**depends(form), "counts": counts}, measure)
     found["gradient ascent, a fact at a time"] = run.row(
         "gradient ascent", {"config": ASCENT, "budget": asdict(A_FACT), "counts": counts},
         lambda: ascent(run, facts, counts),

@@ -1,16 +1,16 @@
-"""One configuration over backbones: the same alpha, lambda, q, relative depth and gate on each, nothing tuned again.
+"""One configuration over backbones: the same alpha, lambda, q and relative depth on each, nothing tuned again.
 
     python -m benchmarks.paper.transfer --models testbed FOLDER [--device cuda] [--trust-remote-code]
 
 Facts are country, capital and other relation facts. A model is asked only what it knows (it decodes the answer), so
 that models of any training can be compared; where it knows fewer than ``--least`` it is left out, with the number. A
-third of what it knows is forgotten, a third calibrates the gate, a third is held out.
+third of what it knows is forgotten, a third is held out.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,18 @@ import timerome as tr
 from benchmarks.measure import Measuring
 from benchmarks.results import Results, about
 from timerome.facts import FactSet
-from timerome.splits import bundled_facts, demo_split
+from timerome.memory import Ridge
+from timerome.splits import bundled_facts
 
-from .common import FOLDER, LEAN, edited, markdown
+from .common import FOLDER, NULL, PAPER, TWO_STATES, Form, depends, edited, markdown
 
 CANVAS, STEPS = 8, 8
-BLOCKS = 6  # of the testbed, which the settings are of
+BLOCKS = 6  # of the testbed, which the forms are of
+LEAN = {
+    "timerome, lean (null)": replace(NULL, method=Ridge("null", states=TWO_STATES)),
+    "timerome (refusal)": Form(),
+    "paper mode": PAPER,
+}
 
 
 def known(backbone: tr.Backbone, facts: FactSet) -> FactSet:
@@ -43,15 +49,16 @@ def at_depth(block: int, backbone: tr.Backbone) -> int:
 
 def measure(backbone: tr.Backbone, name: str, facts: FactSet) -> dict[str, Any]:
     """Forget a third of the facts with one configuration; see what happens to the rest."""
-    setting = LEAN[name]
-    depth = {"layer": at_depth(setting.layer % BLOCKS, backbone)}
-    if setting.gate_layer is not None:
-        depth["gate_layer"] = at_depth(setting.gate_layer, backbone)
-    forget, calibrate, held = facts[::3], facts[1::3], facts[2::3]
-    split = replace(demo_split(), calibrate=calibrate)
-    memory, clock = edited(backbone, replace(setting, **depth), forget, split)
+    form = LEAN[name]
+    if form.at is not None:
+        form = replace(form, at=at_depth(int(form.at), backbone))
+    forget, held = facts[::3], facts[2::3]
+    memory, clock = edited(backbone, form, forget)
     measuring = Measuring(backbone, forget=forget, held_out={"held_out": held}, decoded=0, paraphrases=False)
-    return {**clock.to_dict(), **depth, "n": len(forget), "sets": measuring(backbone, memory.attached(backbone))}
+    layer = backbone.n_layers - 1 if form.at is None else form.at
+    return {
+        **clock.to_dict(), "layer": layer, "n": len(forget), "sets": measuring(backbone, memory.attached(backbone)),
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -73,9 +80,9 @@ def main() -> None:
             print(f"{label}: knows {len(facts)} of these facts, fewer than {args.least}; left out.")
             continue
         for name in LEAN:
-            depends = {"setting": asdict(LEAN[name]), "facts": facts.ids}
+            on = {**depends(LEAN[name]), "facts": facts.ids}
             row = results.row(
-                f"{label}, {name}", depends, lambda name=name, b=backbone, facts=facts: measure(b, name, facts)
+                f"{label}, {name}", on, lambda name=name, b=backbone, facts=facts: measure(b, name, facts)
             )
             forget, held = row["sets"]["forget"], row["sets"]["held_out"]
             table.append([

@@ -223,6 +223,8 @@ class RowTracker:
             if columns is not None and not known.all():
                 problem = _NOT_THE_SAME
                 continue
+            if last is not None and not known.any():
+                continue
             if known.all() or best is None or int(known.sum()) > best[0]:
                 best = int(known.sum()), batch, last
             if known.all():
@@ -268,6 +270,7 @@ class RowTracker:
         else:
             silent = ~announced.any(1)
             generated = torch.where(silent[:, None], masked, announced)
+        generated = torch.where(silent[:, None], generated & self._answered(generated & ~silent[:, None]), generated)
         asked: list[Asked | None] = [None] * len(ids)
         notes: list[dict[str, Any]] = [{} for _ in ids]
         if self._last is not None and known.any():
@@ -290,6 +293,14 @@ class RowTracker:
         fresh = tuple((~known).tolist())
         given = None if sliced else said.canvas
         return _Batch(self.backbone, ids, generated, what, silent, given, said.loop, tuple(notes), 0, fresh), known
+
+    def _answered(self, canvas: Tensor) -> Tensor:
+        """Where a row that asks nothing is generated, ``(L,)``: where those are that ask, here or in a batch before.
+
+        Its prompt is masked, too; were that generated, any row might go on with it.
+        """
+        batches = [canvas, *(b.canvas for b in reversed(self._recent) if b.ids.shape[1] == canvas.shape[1])]
+        return next((c.any(0) for c in batches if c.any()), torch.ones(canvas.shape[1], dtype=torch.bool))
 
     def _announced_step(self, ids: Tensor) -> bool:
         """Whether the running loop is that of the forward before, and its sequences have not grown."""

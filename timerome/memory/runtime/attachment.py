@@ -80,12 +80,13 @@ class Runtime:
         self._handles: list[Attachment] = []
         self._hooks: list[Hooks] = []
         self._hooked: tuple[Site, ...] | None = None
-        self._epoch = 0
+        self._epoch = self._time = 0
         self._local = threading.local()
 
     def add(self, handle: Attachment) -> None:
         """Let the memory act for one more attachment."""
         with self._lock:
+            self._time += not self._handles  # what was seen before is not gone on with
             self._handles.append(handle)
             self._set_hooks()
 
@@ -134,8 +135,8 @@ class Runtime:
         self._local.running = None
         if id(self.backbone.model) in _UNEDITED.get():
             return
-        if not hasattr(self._local, "tracker"):
-            self._local.tracker = RowTracker(self.backbone)
+        if getattr(self._local, "time", None) != self._time:
+            self._local.tracker, self._local.time = RowTracker(self.backbone), self._time
         rows = self._local.tracker.begin(ids, called)
         running = _Running(self.compiled, rows, self._allowed(len(ids)), self._epoch)
         if running.compiled.ungated:
@@ -223,9 +224,9 @@ class Runtime:
                 acts = [a for a in acts if a in running.acts[r] or a.start == start]
             self._work(running, r, acts)
         for r, acts in enumerate(running.acts):
-            for a in acts:
-                if isinstance(compiled.edits[compiled.number[a.edit]].change, Keyed):
-                    self._count(a.edit, rows.step, 1)
+            for name in {a.edit for a in acts}:
+                if isinstance(compiled.edits[compiled.number[name]].change, Keyed):
+                    self._count(name, rows.step, 1)
 
     def _read(self, states: Sequence[tuple[Tensor, Tensor]]) -> list[Row]:
         """Read rows with some of their positions masked, without any memory."""
@@ -306,9 +307,9 @@ class Runtime:
             if acts and len(columns[r]):
                 at = predicts[columns[r]].to(h.device)
                 compiled.place(out, r, columns[r].to(h.device), at, acts)
-                for a in acts:
-                    if not isinstance(compiled.edits[compiled.number[a.edit]].change, Keyed):
-                        self._count(a.edit, rows.step, 1)
+                for name in {a.edit for a in acts}:
+                    if not isinstance(compiled.edits[compiled.number[name]].change, Keyed):
+                        self._count(name, rows.step, 1)
         return out
 
     def _settled(self, running: _Running, r: int, at: Tensor) -> bool:

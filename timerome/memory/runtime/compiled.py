@@ -156,13 +156,17 @@ class Compiled:
 
     def resumes(self, ids: Tensor, masked: Tensor, candidates: Sequence[Named]) -> list[int]:
         """Return where answers that candidates give may have been begun in a row that was not seen before."""
-        starts: list[int] = []
-        for n in candidates:
-            says = self.edits[n.edit].says
-            for text in [] if says is None else [" " + says, says]:
-                answer = torch.tensor(self.backbone.encode(text))
-                starts += resumable(ids, masked, answer)
-        return sorted(set(starts))
+        return sorted({at for n in candidates for way in self._says(n.edit) for at in resumable(ids, masked, way)})
+
+    def _says(self, edit: int) -> list[Tensor]:
+        """Tokens of what an edit says, each way of spelling it; none where only a tokenizer could tell."""
+        change, targets, says = self.edits[edit].change, self.targets[edit], self.edits[edit].says
+        if isinstance(change, Placed) and targets is not None:
+            tokens = self.backbone.predictions(targets).argmax(-1).cpu()
+            return [tokens[torch.tensor(way)] for way in change.tokens]
+        if says is None or self.backbone.tokenizer is None:
+            return []
+        return [torch.tensor(self.backbone.encode(text)) for text in (" " + says, says)]
 
     # Applying --------------------------------------------------------------------------------------------------------
 

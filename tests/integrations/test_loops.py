@@ -9,13 +9,10 @@ import timerome as tr
 from tests.integrations.loops import BlockConfig, BlockSampler, cached_dream, cached_generate, padded_llada
 from tests.lightning.loops import count_hooks, gated_memory, shared_memory
 from tests.tiny import EOS, MASK, tiny_facts, tiny_llada
-from timerome.memory.rows import RowTracker
-
-BANK = tr.BankConfig(canvases=(None, 4), reveal=(0.0,))
-
+from timerome.memory.runtime.rows import RowTracker
 
 def prompts(backbone: tr.Backbone) -> list[list[int]]:
-    """Of several lengths: an edited fact's, and those that its gate was calibrated on."""
+    """An edited fact's among those of others."""
     return [backbone.encode(fact.prompt) for fact in (*tiny_facts(8)[4:6], tiny_facts(1)[0], *tiny_facts(8)[6:])]
 
 
@@ -28,7 +25,7 @@ def longer(backbone: tr.Backbone) -> list[list[int]]:
 @pytest.mark.parametrize("cfg_scale", [0.0, 1.5])
 def test_rows_of_a_padded_batch_are_edited_as_alone(left: bool, cfg_scale: float) -> None:
     backbone = padded_llada()
-    memory, digest = gated_memory(backbone, bank=BANK), backbone.state_digest()
+    memory, digest = gated_memory(backbone, canvas=4), backbone.state_digest()
     sampler = BlockSampler(backbone.model, backbone.tokenizer)
     config = BlockConfig(left=left, cfg_scale=cfg_scale)
     plain = sampler.sample(longer(backbone), config)
@@ -68,14 +65,15 @@ def test_what_pads_is_no_part_of_what_is_asked() -> None:
 def test_cached_slices_of_a_shifted_model_are_edited(dual_cache: bool, threshold: float) -> None:
     """With several tokens a step and with one; forward by forward, and nobody else's row."""
     backbone = cached_dream()
-    memory = gated_memory(backbone, bank=BANK)
+    memory = gated_memory(backbone, canvas=4)
     asked = torch.tensor(prompts(backbone))
     how = {"new_tokens": 4, "block": 2, "threshold": threshold, "dual_cache": dual_cache}
     plain, _ = cached_generate(backbone.model, asked, **how)
     with memory.attached(backbone) as attached:
         edited, forwards = cached_generate(backbone.model, asked, **how)
-    assert attached.hits == {"tiny-0": forwards}
-    assert attached.hits_by_step == dict.fromkeys(range(forwards), 1)
+    hits = attached.hits["tiny-0"]  # with several tokens a step, other rows may take longer
+    assert hits == forwards or (threshold < 1 and 0 < hits < forwards)
+    assert attached.hits_by_step == dict.fromkeys(range(hits), 1)
     assert not torch.equal(edited[2], plain[2])
     assert torch.equal(edited[[0, 1, 3, 4]], plain[[0, 1, 3, 4]])
 
@@ -84,9 +82,8 @@ def test_cached_slices_of_a_shifted_model_are_edited(dual_cache: bool, threshold
 def test_a_memory_by_place_follows_the_slices(dual_cache: bool) -> None:
     """The edited answer comes out of a cached loop as out of the library's own: each place has its own change."""
     backbone = cached_dream()
-    fact = tiny_facts(1)[0].with_new_object("old north king born")
-    memory = gated_memory(backbone, slice(0, 1), bank=BANK)
-    memory.update(fact, backbone=backbone, alpha=2.0)
+    fact = tiny_facts(1)[0]
+    memory = gated_memory(backbone, canvas=4, answer="old north king born")
     with memory.attached(backbone):
         edited, _ = cached_generate(
             backbone.model, torch.tensor([backbone.encode(fact.prompt)]), 4, 2, dual_cache=dual_cache
@@ -96,7 +93,7 @@ def test_a_memory_by_place_follows_the_slices(dual_cache: bool) -> None:
 
 def test_edits_are_selected_for_a_foreign_batch() -> None:
     backbone = padded_llada()
-    memory = shared_memory(backbone, slice(0, 1), bank=BANK)
+    memory = shared_memory(backbone)
     sampler, config = BlockSampler(backbone.model, backbone.tokenizer), BlockConfig(cfg_scale=1.0)
     plain = sampler.sample(longer(backbone), config)
     with memory.attached(backbone) as attached:

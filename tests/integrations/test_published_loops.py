@@ -139,7 +139,7 @@ def test_the_edited_row_alone_changes(name: str) -> None:
     model = published.built(make)
     _randomise(model, 0)
     backbone = tr.wrap(model, TinyTokenizer(), name=name)
-    memory = gated_memory(backbone, bank=tr.BankConfig(canvases=(None, 4), reveal=(0.0,)))
+    memory = gated_memory(backbone, canvas=4)
     rows, run = [backbone.encode(fact.prompt) for fact in FACTS], loop(model)
     plain = run(rows)
     with memory.attached(backbone) as attached:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import timerome as tr
-from tests.tiny import tiny_facts
+from tests.tiny import decoded_facts, tiny_facts
 from timerome.diffusion import encode
 
 QUIET = {
@@ -67,16 +67,20 @@ def loader(backbone: tr.Backbone, n: int = 4, batch_size: int = 2) -> DataLoader
     return DataLoader(masked_rows(backbone, n), batch_size=batch_size)
 
 
-def shared_memory(backbone: tr.Backbone, facts: slice | list[tr.Fact] = slice(0, 1), **more: Any) -> tr.EditMemory:
-    """A memory without gates, which edits every row."""
-    bank = tr.BankConfig(canvases=(None,), reveal=(0.0,))
+def shared_memory(
+    backbone: tr.Backbone, facts: slice | list[tr.Fact] = slice(0, 1), *, at: Any = 1, **more: Any
+) -> tr.EditMemory:
+    """A memory of the paper's form, which edits every row at every token."""
     chosen = tiny_facts(8)[facts] if isinstance(facts, slice) else facts
-    return tr.EditMemory.build(
-        backbone, chosen, **{"coordinate": tr.Coordinate(1), "bank": bank, "sparsity": 0.0, **more}
-    )
+    states = tr.BankConfig(canvases=(None,), reveal=(0.0,))
+    method = tr.Ridge(**{"states": states, "sparsity": 0.0, **more})
+    return tr.paper_memory(backbone, chosen, at=at, method=method)
 
 
-def gated_memory(backbone: tr.Backbone, facts: slice = slice(0, 1), **more: Any) -> tr.EditMemory:
-    """A memory that edits the rows of its facts alone."""
-    gate = tr.Gate(tr.FactSet(tiny_facts(8)[4:]), layer=1)
-    return shared_memory(backbone, facts, **{"gate": gate, **more})
+def gated_memory(
+    backbone: tr.Backbone, facts: slice = slice(0, 1), *, canvas: int = 3, answer: str = "old north king", **more: Any
+) -> tr.EditMemory:
+    """A memory that edits the rows of its facts alone: where the model says what it decodes on a canvas."""
+    memory = tr.EditMemory(backbone)
+    memory.replace(decoded_facts(backbone, 8, canvas)[facts], answer, **more)
+    return memory

@@ -293,7 +293,7 @@ def test_select_finds_the_rows_of_prompts_of_mixed_lengths(backbone: tr.Backbone
         replace(fact, id=f"{fact.id}-{i}", prompt=f"{'the old ' * i}{fact.prompt}")
         for i, fact in ((2, tiny_facts(2)[0]), (0, tiny_facts(2)[1]), (1, tiny_facts(2)[0]), (0, tiny_facts(2)[0]))
     ]
-    memory = shared_memory(backbone, facts[:2], coordinate=tr.Coordinate(1))
+    memory = shared_memory(backbone, facts[:2])
     sets = [[facts[0].id], [], None, [facts[1].id]]
 
     def run_on(batch: list[tr.Fact], chosen: list[list[str] | None] | None) -> object:

@@ -175,10 +175,7 @@ def test_wrong_backbone() -> None:
 
 def test_planted_facts_are_known_and_forgotten() -> None:
     backbone = planted()
-    memory = gated_memory(
-        backbone, slice(0, 2), alpha=2.0, bank=tr.BankConfig(canvases=(None,)),
-        gate=tr.Gate(tr.FactSet(tiny_facts(8)[2:]), layer=1),
-    )  # fmt: skip
+    memory = gated_memory(backbone, slice(0, 2))
     [knows] = trainer().test(module_of(backbone), fact_loader(tiny_facts(8)), verbose=False)
     assert knows["test/exact"] == 1
     [forgot] = trainer().test(module_of(backbone, memory), fact_loader(tiny_facts(2)), verbose=False)

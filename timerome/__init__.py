@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .memory import Ridge as Ridge
     from .memory import paper_memory as paper_memory
     from .tracing import CausalTracer as CausalTracer
+    from .tracing import TraceConfig as TraceConfig
     from .tracing import TraceResult as TraceResult
 
 # Everything is loaded on first use: importing timerome costs little more than importing torch, and neither
@@ -56,6 +57,7 @@ _HOMES = {
     "SamplerConfig": "diffusion",
     "Site": "coordinates",
     "TraceCallback": "lightning",
+    "TraceConfig": "tracing",
     "TraceResult": "tracing",
     "backend_info": "_backend",
     "generate": "diffusion",

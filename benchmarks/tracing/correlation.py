@@ -6,9 +6,9 @@ Effects (TIE, restored at every step at the answer's positions, as a memory acts
 edits; memories are built for forget01 facts at each layer and module, in three forms:
 
 - ``paper``: ungated forgetting at every site; success is the fall of the answer's log-probability;
-- ``gated``: plain forgetting behind the gate, at every site; the same;
-- ``shipped``: replacement by a refusal, which exists at blocks alone; the same, and the share of prompts, shown and
-  unseen wordings, that decode the refusal exactly.
+- ``gated``: plain forgetting behind the answer gate, at every site; the same;
+- ``lens``: a refusal by a ridge system with lens targets, which exist at blocks alone; the same, and the share of
+  prompts, shown and unseen wordings, that decode the refusal exactly.
 
 Spearman's correlation over sites; intervals are 95 % bootstraps that draw both traced and edited facts anew, p-values
 permute sites. ``blocks`` leaves attention and MLP out. The fall on facts that were neither traced nor edited is
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +31,20 @@ from scipy.stats import permutation_test, spearmanr
 import timerome as tr
 from benchmarks.editing.common import decode, exact
 from benchmarks.measure import Measuring, spread
-from benchmarks.paper.common import WIDE
+from benchmarks.paper.common import CANVAS, NULL, ONE_CANVAS, PAPER, Form, depends
+from benchmarks.paper.common import edited as built
 from benchmarks.results import Results, about
 from timerome.coordinates import MODULES
-from timerome.demo import CANVAS, DEMO, Setting, build
 from timerome.facts import FactSet
-from timerome.memory import BankConfig
-from timerome.splits import DemoSplit, demo_split
+from timerome.memory import Ridge
+from timerome.splits import demo_split
 from timerome.tracing.plots.drawing import figure_of, write
 
 RESULTS = Path(__file__).parent / "results"
-BANK = BankConfig(canvases=(None,))
-FORMS: dict[str, Setting] = {
-    "paper": replace(DEMO.paper, bank=BANK),
-    "gated": replace(DEMO.null, bank=BANK),
-    "shipped": WIDE,  # with the bank of 42 states that was shipped when this was measured
+FORMS: dict[str, Form] = {
+    "paper": replace(PAPER, method=Ridge("null", rank=16, states=ONE_CANVAS)),
+    "gated": replace(NULL, method=Ridge("null", states=ONE_CANVAS)),
+    "lens": Form(Ridge("lens", sparsity=0.0, states=ONE_CANVAS)),
 }
 STEPS, DRAWS, CANVAS_STEPS = 4, 4, 16
 MARKS = {"block": ("o", "black"), "attn": ("^", "white"), "mlp": ("s", "0.6")}
@@ -55,7 +54,7 @@ Floats = NDArray[np.float64]
 def traced(backbone: tr.Backbone, facts: FactSet) -> dict[str, Any]:
     """Effect of every site for every fact, restored from the first step on."""
     trace = tr.CausalTracer(
-        backbone, roles=["object"], steps=[0], draws=DRAWS, sampler=tr.SamplerConfig(steps=STEPS)
+        backbone, tr.TraceConfig(roles=["object"], steps=[0], draws=DRAWS, sampler=tr.SamplerConfig(steps=STEPS))
     ).trace(facts)
     return {
         "facts": trace.facts, "not_traceable": trace.not_traceable,
@@ -63,40 +62,18 @@ def traced(backbone: tr.Backbone, facts: FactSet) -> dict[str, Any]:
     }  # fmt: skip
 
 
-class Form:
-    """Memories of one form, built at any site; the gate's negatives are read once."""
-
-    def __init__(self, backbone: tr.Backbone, setting: Setting, facts: FactSet, split: DemoSplit) -> None:
-        self.backbone, self.setting, self.facts, self.split = backbone, setting, facts, split
-        self._first: tr.EditMemory | None = None
-
-    def at(self, site: tr.Site) -> tr.EditMemory:
-        if self._first is None:
-            self._first, _ = build(self.backbone, replace(self.split, forget=self.facts[:1]), self.setting)
-        first, coordinate = self._first, tr.Coordinate(*site, 0, self.setting.role)
-        memory = tr.EditMemory(
-            first.settings, background=first.background, fingerprint=first.fingerprint, tokenizer=first.tokenizer
-        )
-        memory.forget(
-            self.facts, answer=self.setting.new_object, backbone=self.backbone,
-            coordinate=coordinate,
-        )  # fmt: skip
-        return memory
-
-
-def edited(form: Form, site: tr.Site, measuring: Measuring) -> dict[str, Any]:
+def edited(backbone: tr.Backbone, form: Form, facts: FactSet, site: tr.Site, measuring: Measuring) -> dict[str, Any]:
     """What a memory built at one site does, fact by fact."""
-    backbone, setting, facts = form.backbone, form.setting, form.facts
-    memory = form.at(site)
+    memory, _ = built(backbone, replace(form, at=site), facts)
     sets = measuring(backbone, memory.attached(backbone))
     found: dict[str, Any] = {
         "fall": [-x for x in sets["forget"]["deltas"]],
         "held_out_fall": [-x for x in sets["held_out"]["deltas"]],
     }
-    if setting.new_object is not None:
+    if form.says is not None:
         prompts = [prompt for fact in facts for prompt in (fact.prompt, *fact.paraphrases)]
         owner = [i for i, fact in enumerate(facts) for _ in (fact.prompt, *fact.paraphrases)]
-        right = [exact(text, setting.new_object) for text in decode(backbone, prompts, CANVAS, CANVAS_STEPS, memory)]
+        right = [exact(text, form.says) for text in decode(backbone, prompts, CANVAS, CANVAS_STEPS, memory)]
         found["exact"] = [
             float(np.mean([ok for ok, i in zip(right, owner, strict=True) if i == n])) for n in range(len(facts))
         ]
@@ -171,25 +148,23 @@ def main() -> None:
     results = Results(args.out / "correlation.json", about(backbone, seed=0))
     held_out = spread(split.held_out, 2 * n)
     to_trace, bystanders, facts = held_out[::2], held_out[1::2], spread(split.forget, n)
-    split = replace(split, calibrate=spread(split.calibrate, 120))
     measuring = Measuring(backbone, forget=facts, held_out={"held_out": bystanders}, decoded=0, paraphrases=False)
     trace = results.row("trace", {"facts": n, "steps": STEPS, "draws": DRAWS}, lambda: traced(backbone, to_trace))
     points: list[dict[str, Any]] = []
     summary: dict[str, dict[str, Any]] = {}
-    for name, setting in FORMS.items():
-        form = Form(backbone, setting, facts, split)
-        sites = backbone.sites(["block"] if setting.new_object else MODULES)
+    for name, form in FORMS.items():
+        sites = backbone.sites(["block"] if form.says else MODULES)
         found = {
             site: results.row(
-                f"{name} {site}", {"facts": n, "setting": asdict(setting)},
-                lambda form=form, site=site: edited(form, site, measuring),
+                f"{name} {site}", {"facts": n, **depends(form)},
+                lambda form=form, site=site: edited(backbone, form, facts, site, measuring),
             )
             for site in sites
         }  # fmt: skip
         ties = {site: np.array(trace["tie"][str(site)]) for site in sites}
         blocks = [site for site in sites if site.module == "block"]
         wanted = [("fall", "fall", sites), ("fall_blocks", "fall", blocks), ("held_out_fall", "held_out_fall", sites)]
-        if setting.new_object:
+        if form.says:
             wanted.append(("exact", "exact", sites))
         summary[name] = {
             label: correlated([ties[s] for s in chosen], [np.array(found[s][what]) for s in chosen])

@@ -114,7 +114,7 @@ def traced(
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) / "kept.jsonl"
         with Clock().running() as clock:
-            trace = tr.CausalTracer(backbone, prune=prune, **options).trace([fact], checkpoint=kept)
+            trace = tr.CausalTracer(backbone, tr.TraceConfig(prune=prune, **options)).trace([fact], checkpoint=kept)
         return trace, clock.cpu, json.loads(kept.read_text().splitlines()[-1]).get("forward_rows", 0.0)
 
 
@@ -135,9 +135,9 @@ def against_the_plain_loop(backbone: tr.Backbone, fact: Fact, window: str, steps
     full, full_seconds, rows = traced(backbone, fact, **options)
     pruned, pruned_seconds, rows_pruned = traced(backbone, fact, ERROR, **options)
     sequence = encode(backbone, fact)
-    runs = FactRuns(backbone, sequence, int(sequence.canvas.sum()), sampler=options["sampler"], window=window)
+    runs = FactRuns(backbone, sequence, int(sequence.canvas.sum()), tr.TraceConfig(**options))
     clean = runs.clean()
-    one = OneFact(tr.CausalTracer(backbone, **options)._settings, runs, [], full.steps)
+    one = OneFact(runs, backbone.sites(), [], full.steps)
 
     def drawn(draw: int, step: int, role: str) -> tuple[tr.Site, torch.Tensor]:
         control = one.random_site(runs, clean, draw, step, role)

@@ -95,14 +95,14 @@ def test_attends_in_both_directions(backbone: tr.Backbone) -> None:
 
 def test_canvas_is_announced_during_a_forward_only(backbone: tr.Backbone) -> None:
     canvas, seen = IDS == MASK, []
-    with Hooks(backbone, embedding=lambda ids, h: seen.append(backbone.canvas)):
+    with Hooks(backbone, embedding=lambda ids, h: seen.append(backbone.announced.canvas)):
         backbone.logits(IDS, canvas)
         backbone.logits(IDS)
         with pytest.raises(ValueError, match="context"):
             backbone.logits(IDS[:, :1].expand(-1, 200), canvas)
     assert seen[0] is canvas
     assert seen[1] is None
-    assert backbone.canvas is None
+    assert backbone.announced.canvas is None
 
 
 def test_wrong_ids(backbone: tr.Backbone) -> None:

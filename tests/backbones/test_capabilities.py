@@ -43,9 +43,9 @@ def silent(backbone: tr.Backbone) -> tr.EditMemory:
 def test_trace_finds_that_the_last_block_carries_the_answer(backbone: tr.Backbone) -> None:
     """Restored at the positions that predict it, the last block gives back the whole of the clean answer."""
     sites = [tr.Site(0), tr.Site(backbone.n_layers - 1), tr.Site(1, "attn"), tr.Site(1, "mlp")]
-    trace = tr.CausalTracer(backbone, sites=sites, roles=["object"], draws=1, min_total_effect=0.01).trace(
-        decoded_facts(backbone, canvas=CANVAS)
-    )
+    trace = tr.CausalTracer(
+        backbone, tr.TraceConfig(sites=sites, roles=["object"], draws=1, min_total_effect=0.01)
+    ).trace(decoded_facts(backbone, canvas=CANVAS))
     assert trace.facts
     for effects in (trace.tie[:, 1, 0, 0], trace.ie[:, 1, 0, 0]):
         found = effects[np.isfinite(effects)]

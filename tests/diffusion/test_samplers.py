@@ -158,7 +158,7 @@ def test_steps_are_run_with_the_canvas_announced(backbone: tr.Backbone) -> None:
 
     seen = []
     loop = start(backbone, 4, steps=2)
-    with Hooks(backbone, embedding=lambda ids, h: seen.append(backbone.canvas)):
+    with Hooks(backbone, embedding=lambda ids, h: seen.append(backbone.announced.canvas)):
         states(loop)
     assert all(torch.equal(canvas, loop.canvas) for canvas in seen)
     assert len(seen) == 2

@@ -17,7 +17,7 @@ from timerome.tracing import Shard
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 
-ARGS = {"modules": ["attn"], "roles": ["object"], "corruption": "mask", "sampler": tr.SamplerConfig(steps=3)}
+CONFIG = tr.TraceConfig(modules=["attn"], roles=["object"], corruption="mask", sampler=tr.SamplerConfig(steps=3))
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +33,10 @@ def run(stage: str, backbone: tr.Backbone, *callbacks: object) -> None:
 @pytest.mark.parametrize("stage", ["predict", "test", "validate"])
 def test_is_the_tracers_result_and_saved(backbone: tr.Backbone, stage: str, tmp_path: Path) -> None:
     path, checkpoint = tmp_path / "trace.safetensors", tmp_path / "trace.jsonl"
-    trace = tr.TraceCallback(tiny_facts(2), path=path, checkpoint=checkpoint, backbone=backbone, **ARGS)
+    trace = tr.TraceCallback(tiny_facts(2), CONFIG, path=path, checkpoint=checkpoint, backbone=backbone)
     assert trace.result is None
     run(stage, backbone, trace)
-    wanted = tr.CausalTracer(backbone, **ARGS).trace(tiny_facts(2))
+    wanted = tr.CausalTracer(backbone, CONFIG).trace(tiny_facts(2))
     assert trace.result is not None
     np.testing.assert_array_equal(trace.result.tie, wanted.tie)
     np.testing.assert_array_equal(tr.TraceResult.load(path).tie, wanted.tie)
@@ -46,10 +46,10 @@ def test_is_the_tracers_result_and_saved(backbone: tr.Backbone, stage: str, tmp_
 
 
 class FakeTracer:
-    made: list[tuple[tr.Backbone, dict[str, object]]] = []
+    made: list[tuple[tr.Backbone, tr.TraceConfig]] = []
 
-    def __init__(self, backbone: tr.Backbone, **args: object) -> None:
-        self.made.append((backbone, args))
+    def __init__(self, backbone: tr.Backbone, config: tr.TraceConfig) -> None:
+        self.made.append((backbone, config))
 
     def trace(self, facts: list[tr.Fact], *, checkpoint: object = None, shard: object = None) -> object:
         self.seen = (list(facts), checkpoint)
@@ -59,10 +59,10 @@ class FakeTracer:
 def test_traces_once(backbone: tr.Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakeTracer, "made", [])
     monkeypatch.setattr("timerome.tracing.CausalTracer", FakeTracer)
-    trace = tr.TraceCallback(iter(tiny_facts(2)), checkpoint="here", backbone=backbone, draws=5, window="single")
+    trace = tr.TraceCallback(iter(tiny_facts(2)), CONFIG, checkpoint="here", backbone=backbone)
     for stage in ("predict", "test", "validate"):
         run(stage, backbone, trace)
-    assert FakeTracer.made == [(backbone, {"draws": 5, "window": "single"})]
+    assert FakeTracer.made == [(backbone, CONFIG)]
     assert trace.result.seen == (tiny_facts(2), "here")
 
 
@@ -80,8 +80,9 @@ def test_order_of_callbacks_decides_what_is_traced(backbone: tr.Backbone, monkey
 
 def test_an_error_in_the_trace_reaches_the_user_and_leaves_no_hook(backbone: tr.Backbone) -> None:
     edit = tr.EditCallback(shared_memory(backbone), backbone=backbone)
-    with pytest.raises(ValueError, match="corruption"):
-        run("predict", backbone, edit, tr.TraceCallback(tiny_facts(1), corruption="none", backbone=backbone))
+    nowhere = tr.TraceConfig(sites=[tr.Site(99)])
+    with pytest.raises(ValueError, match="layer 99"):
+        run("predict", backbone, edit, tr.TraceCallback(tiny_facts(1), nowhere, backbone=backbone))
     assert count_hooks(backbone.model) == 0
 
 
@@ -95,7 +96,7 @@ def test_sanity_check_is_left_out(backbone: tr.Backbone, monkeypatch: pytest.Mon
 
 def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
     """Two gloo processes, made by a Trainer with ``ddp``; each has the whole result, and each kept its own share."""
-    whole = tr.CausalTracer(planted(layer=1), **ARGS).trace(tiny_facts(5))
+    whole = tr.CausalTracer(planted(layer=1), CONFIG).trace(tiny_facts(5))
     run = subprocess.run(
         [sys.executable, "-m", "tests.lightning.trace_in_two", str(tmp_path)],
         cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=240,
@@ -111,7 +112,7 @@ def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
     kept = [len((tmp_path / name).read_text().splitlines()) - 1 for name in ("t.jsonl", "t.jsonl.1")]
     assert sorted(kept) == [2, 3]
     # One process goes on from what two left behind.
-    again = tr.CausalTracer(planted(layer=1), **ARGS).trace(tiny_facts(5), checkpoint=tmp_path / "t.jsonl")
+    again = tr.CausalTracer(planted(layer=1), CONFIG).trace(tiny_facts(5), checkpoint=tmp_path / "t.jsonl")
     assert again.summary() == whole.summary()
 
 

@@ -8,14 +8,14 @@ from lightning.pytorch import Trainer
 
 import timerome as tr
 from tests.lightning.loops import TheirLoop, loader
-from tests.lightning.test_trace_callback import ARGS
+from tests.lightning.test_trace_callback import CONFIG
 from tests.tiny import planted, tiny_facts
 
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     backbone = planted(layer=1)
-    callback = tr.TraceCallback(tiny_facts(5), backbone=backbone, checkpoint=folder / "t.jsonl", **ARGS)
+    callback = tr.TraceCallback(tiny_facts(5), CONFIG, backbone=backbone, checkpoint=folder / "t.jsonl")
     trainer = Trainer(
         accelerator="cpu", strategy="ddp", devices=2, callbacks=[callback], logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,

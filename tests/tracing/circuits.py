@@ -164,5 +164,7 @@ def facts(planting: Planting) -> list[Fact]:
 def traced(planting: Planting, **options: Any) -> tr.TraceResult:
     """The model's trace: attention and MLPs, each step alone."""
     given = {"window": "single", "corruption": "subject", "draws": 2, "seed": planting.seed, **options}
-    tracer = tr.CausalTracer(model(planting), modules=["attn", "mlp"], sampler=SamplerConfig(steps=SLOTS), **given)
+    tracer = tr.CausalTracer(
+        model(planting), tr.TraceConfig(modules=["attn", "mlp"], sampler=SamplerConfig(steps=SLOTS), **given)
+    )
     return tracer.trace(facts(planting))

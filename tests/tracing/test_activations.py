@@ -35,7 +35,7 @@ def test_a_negative_budget_is_refused():
     with pytest.raises(ValueError, match="budget"):
         ActivationStore(-1)
     with pytest.raises(ValueError, match="activation_budget"):
-        tr.CausalTracer(tiny_llada(), activation_budget=-1)
+        tr.CausalTracer(tiny_llada(), tr.TraceConfig(activation_budget=-1))
 
 
 def test_a_trace_within_a_budget_is_the_same_and_stays_within(monkeypatch):
@@ -49,11 +49,11 @@ def test_a_trace_within_a_budget_is_the_same_and_stays_within(monkeypatch):
         stores.append(self)
 
     monkeypatch.setattr(ActivationStore, "__init__", remember)
-    free = tr.CausalTracer(backbone, draws=2, commits="both").trace(facts)
+    free = tr.CausalTracer(backbone, tr.TraceConfig(draws=2, commits="both")).trace(facts)
     wanted = max(store.resident_bytes for store in stores)
     stores.clear()
     budget = wanted // 3
-    bounded = tr.CausalTracer(backbone, draws=2, commits="both", activation_budget=budget).trace(facts)
+    bounded = tr.CausalTracer(backbone, tr.TraceConfig(draws=2, commits="both", activation_budget=budget)).trace(facts)
     assert max(store.resident_bytes for store in stores) <= budget
     assert max(store.spilled_bytes for store in stores) >= wanted - budget
     for name, array in free.measured["log_prob"].items():
@@ -72,6 +72,6 @@ def test_one_set_of_activations_at_a_time(monkeypatch):
         gone.append(sum(ref() is not None and ref().resident_bytes > 0 for ref in alive[:-1]))
 
     monkeypatch.setattr(ActivationStore, "__init__", remember)
-    tracer = tr.CausalTracer(backbone, draws=2, commits="both")
+    tracer = tr.CausalTracer(backbone, tr.TraceConfig(draws=2, commits="both"))
     assert tracer.trace(decoded_facts(backbone, 2)).facts
     assert max(gone) == 0

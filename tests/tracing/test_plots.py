@@ -18,7 +18,7 @@ def rows_of(path):
 
 @pytest.fixture(scope="module")
 def trace():
-    return tr.CausalTracer(planted(), corruption="subject", draws=2).trace(tiny_facts(4))
+    return tr.CausalTracer(planted(), tr.TraceConfig(corruption="subject", draws=2)).trace(tiny_facts(4))
 
 
 @pytest.mark.parametrize("kind", ["map", "steps", "facts"])

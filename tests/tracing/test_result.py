@@ -39,7 +39,7 @@ def made_up(tie, window="single", roles=("object",), random=0.0, **more):
 
 @pytest.fixture(scope="module")
 def trace():
-    return tr.CausalTracer(planted(), corruption="mask", draws=1).trace(tiny_facts(4))
+    return tr.CausalTracer(planted(), tr.TraceConfig(corruption="mask", draws=1)).trace(tiny_facts(4))
 
 
 # Coordinates ---------------------------------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ def test_saved_and_loaded_is_the_same(trace, tmp_path):
 
 
 def test_a_trace_without_facts_is_saved_too(tmp_path):
-    empty = tr.CausalTracer(tiny_llada(), noise_scale=0.0).trace(tiny_facts(2))
+    empty = tr.CausalTracer(tiny_llada(), tr.TraceConfig(noise_scale=0.0)).trace(tiny_facts(2))
     again = TraceResult.load(empty.save(tmp_path / "t.safetensors"))
     assert again.not_traceable == empty.not_traceable and again.tie.shape == empty.tie.shape
 
@@ -255,7 +255,7 @@ def test_plot_writes_a_picture_and_its_data(trace, tmp_path):
 
 def test_plot_of_some_sites_and_of_nothing(tmp_path):
     sites = [tr.Site(2, "attn"), tr.Site(0)]
-    result = tr.CausalTracer(planted(), sites=sites, corruption="mask").trace(tiny_facts(2))
+    result = tr.CausalTracer(planted(), tr.TraceConfig(sites=sites, corruption="mask")).trace(tiny_facts(2))
     assert result.plot(tmp_path / "some.png").exists()
     with pytest.raises(TraceError, match="could be traced"):
-        tr.CausalTracer(tiny_llada(), noise_scale=0.0).trace(tiny_facts(2)).plot(tmp_path / "none.png")
+        tr.CausalTracer(tiny_llada(), tr.TraceConfig(noise_scale=0.0)).trace(tiny_facts(2)).plot(tmp_path / "none.png")

@@ -13,7 +13,7 @@ from timerome.tracing import Shard
 
 
 def tracer(backbone):
-    return tr.CausalTracer(backbone, draws=2, commits="both")
+    return tr.CausalTracer(backbone, tr.TraceConfig(draws=2, commits="both"))
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -16,13 +16,13 @@ from .finding import find_backbone
 
 if TYPE_CHECKING:
     from ..facts import Fact
-    from ..tracing import Shard, TraceResult
+    from ..tracing import Shard, TraceConfig, TraceResult
 
 
 class TraceCallback(Callback):
     """Trace facts once, at the start of the first predict, test or validate loop.
 
-    It only passes its arguments on: the result is that of ``CausalTracer(backbone, **tracer_args).trace(facts)``. With
+    It only passes its arguments on: the result is that of ``CausalTracer(backbone, config).trace(facts)``. With
     a strategy of several processes that each hold the model (``ddp``) the facts are shared out over them, to the same
     result, which each of them has in the end. The model is traced with whatever is attached to it, so put this callback
     before any ``EditCallback`` to trace the model as it is. The validation that checks a training run before it begins
@@ -30,10 +30,10 @@ class TraceCallback(Callback):
 
     Args:
         facts: what to trace.
+        config: how, see :class:`timerome.TraceConfig`.
         path: where to save the result; None keeps it in :attr:`result` only.
         checkpoint: file that keeps what is done, fact by fact, so that a stopped trace goes on.
         backbone: what to trace; by default it is found in the module as by ``EditCallback``, and needs a tokenizer.
-        tracer_args: arguments of :class:`timerome.CausalTracer`.
 
     Attributes:
         result: the :class:`timerome.TraceResult`; None before there is one.
@@ -43,7 +43,7 @@ class TraceCallback(Callback):
         >>> from lightning.pytorch import Trainer
         >>> from timerome.lightning import fact_loader
         >>> fact = tr.Fact(id="kenya", prompt="The capital city of Kenya is", subject="Kenya", object="Nairobi")
-        >>> trace = tr.TraceCallback([fact], modules=["block"], roles=["object"], draws=1)
+        >>> trace = tr.TraceCallback([fact], tr.TraceConfig(modules=["block"], roles=["object"], draws=1))
         >>> quiet = dict(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
         >>> module = tr.EditModule(tr.load("testbed"), canvas=2, config=tr.SamplerConfig(steps=2))
         >>> texts = Trainer(callbacks=[trace], **quiet).predict(module, fact_loader([fact]))
@@ -54,16 +54,15 @@ class TraceCallback(Callback):
     def __init__(
         self,
         facts: Iterable[Fact],
+        config: TraceConfig | None = None,
         *,
         path: str | Path | None = None,
         checkpoint: str | Path | None = None,
         backbone: Backbone | None = None,
-        **tracer_args: Any,
     ) -> None:
-        self.facts = list(facts)
+        self.facts, self.config = list(facts), config
         self.path, self.checkpoint = path, checkpoint
         self.backbone = backbone
-        self.tracer_args = tracer_args
         self.result: TraceResult | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -85,7 +84,7 @@ class TraceCallback(Callback):
         from ..tracing import CausalTracer
 
         found = find_backbone(pl_module, self.backbone, who="TraceCallback")
-        tracer = CausalTracer(found.backbone, **self.tracer_args)
+        tracer = CausalTracer(found.backbone, self.config)
         n = len(self.facts)
         rank_zero_info(f"TraceCallback: traces {found}, {n} fact{'' if n == 1 else 's'}")
         shard = shard_of(trainer)

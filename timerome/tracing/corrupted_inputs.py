@@ -65,7 +65,7 @@ def corrupted_inputs(
         return [[CorruptedInput(_with_subject(backbone, s, backbone.mask_id))] for s in sequences]
     if corruption == "noise":
         subjects = torch.cat([s.ids[s.subject] for s in sequences]).to(backbone.device)
-        with torch.inference_mode():
+        with torch.no_grad():
             std = noise_scale * noise_std(backbone.embedding(subjects))
         return [
             [

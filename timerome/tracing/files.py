@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,7 @@ from safetensors.numpy import save_file
 
 from .._files import whole
 from ..coordinates import Site
-
-if TYPE_CHECKING:
-    from .result import TraceResult
+from .data import TraceData
 
 _KEY = "timerome_trace"
 _FORMAT = 2
@@ -28,7 +26,7 @@ class TraceFileError(ValueError):
     """The file is no complete trace."""
 
 
-def save(trace: TraceResult, path: Path) -> None:
+def save(trace: TraceData, path: Path) -> None:
     """Write ``trace`` to ``path``; the file appears whole or not at all."""
     arrays: dict[str, NDArray[Any]] = {
         f"{score}/{name}": a for score, found in trace.measured.items() for name, a in found.items()
@@ -46,10 +44,8 @@ def save(trace: TraceResult, path: Path) -> None:
         )
 
 
-def load(path: Path) -> TraceResult:
-    """Read what :func:`save` wrote; see :meth:`TraceResult.load`."""
-    from .result import TraceResult
-
+def load(path: Path) -> dict[str, Any]:
+    """Read the fields that :func:`save` wrote; see :meth:`TraceResult.load`."""
     if not path.is_file():
         raise FileNotFoundError(f"TraceResult.load: there is no file {path}.")
     try:
@@ -70,13 +66,8 @@ def load(path: Path) -> TraceResult:
             score, _, what = name.partition("/")
             measured.setdefault(score, {})[what] = array
         rest: dict[str, Any] = {name: tuple(about[name]) if name in _TUPLES else about[name] for name in _ABOUT}
-        return TraceResult(
-            sites=tuple(Site(*site) for site in about["sites"]),
-            measured=measured,
-            recalled=recalled,
-            permuted=permuted,
-            **rest,
-        )
+        sites = tuple(Site(*site) for site in about["sites"])
+        return {"sites": sites, "measured": measured, "recalled": recalled, "permuted": permuted, **rest}
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise TraceFileError(
             f"TraceResult.load: {path} is no complete trace file ({error}); it may be cut short."

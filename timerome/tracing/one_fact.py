@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..coordinates import Coordinate, Role
+from ..coordinates import Coordinate, Role, Site
 from ..functional.corruption import seeded_generator
 from ..functional.effects import SCORES, Bools, Floats, Score, later_mean, nanmean, object_score, share_of
 from ..functional.halving import errors_of, rounds_of, survivors
 from .corrupted_inputs import CorruptedInput
-from .runs import CleanRun, FactRuns, Restoration, Scores, in_window
-from .settings import TraceSettings
+from .runs import CleanRun, FactRuns, Restoration, Scores
 
 Cells = list[tuple[int, Restoration | None]]
 # Effect -> (draws, sites and the random-site control as the last one, steps, roles), for each score.
@@ -25,8 +24,8 @@ class OneFact:
     """Traces one fact.
 
     Args:
-        settings: of the tracer.
-        runs: makes the fact's runs; free-running.
+        runs: makes the fact's runs; free-running, or forced where nothing else is wanted.
+        sites: what to trace.
         inputs: its draws of the corruption.
         grid: steps of the trace; those beyond the fact's loop are NaN.
         progress: told how many units of work (one run's step) are done.
@@ -34,43 +33,43 @@ class OneFact:
 
     def __init__(
         self,
-        settings: TraceSettings,
         runs: FactRuns,
+        sites: Sequence[Site],
         inputs: list[CorruptedInput],
         grid: tuple[int, ...],
         progress: Callable[[int], None] = lambda done: None,
     ) -> None:
-        self.settings, self.runs, self.inputs, self.grid, self.progress = settings, runs, inputs, grid, progress
+        self.runs, self.sites, self.inputs, self.grid, self.progress = runs, sites, inputs, grid, progress
+        self.config = runs.config
         self._done = 0
 
     def record(self) -> dict[str, Any]:
         """Return what was found, JSON-ready: ``reason`` why it is not traceable, or the effects of every coordinate."""
-        settings, runs = self.settings, self.runs
+        config, runs = self.config, self.runs
         if not self.inputs:
             length = int(runs.sequence.subject.sum())
             return {"reason": f"no other fact has a subject of {length} tokens to put in its place"}
-        clean = runs.clean(settings.sites, self._kept if settings.free else lambda step: False)
+        clean = runs.clean(self.sites, self._kept if config.free else lambda step: False)
         corrupted = runs.corrupted(clean, self.inputs, [(draw, None) for draw in range(len(self.inputs))])
         clean_score = {score: self._score(clean.scores, score)[0] for score in SCORES}
         corrupted_score = {score: self._score(corrupted, score).mean(0) for score in SCORES}
         total = float((clean_score["log_prob"] - corrupted_score["log_prob"]).mean())
-        if total < settings.min_total_effect:
+        if total < config.min_total_effect:
             return {
-                "reason": f"clean - corrupted is {total:.3g} nats a token, less than {settings.min_total_effect:g}: "
+                "reason": f"clean - corrupted is {total:.3g} nats a token, less than {config.min_total_effect:g}: "
                 "the corruption takes away nothing that could be restored"
             }
         effects: Effects = {score: {} for score in SCORES}
         recalled = bool((clean.final.cpu() == runs.sequence.ids)[runs.sequence.canvas].all())
         forward_rows = 0.0
-        if settings.free:
+        if config.free:
             self._measure(runs, clean, corrupted, effects)
-        if settings.forced:
+        if config.forced:
             forced = FactRuns(
-                runs.backbone, runs.sequence, runs.object_length, sampler=runs.sampler, commits="teacher",
-                batch_size=runs.batch_size, budget_bytes=runs.budget_bytes, join=runs.join,
-            )  # fmt: skip
+                runs.backbone, runs.sequence, runs.object_length, config, commits="teacher", join=runs.join
+            )
             del clean  # one set of clean activations at a time stays within the budget
-            clean = forced.clean(settings.sites, lambda step: step in self.grid)
+            clean = forced.clean(self.sites, lambda step: step in self.grid)
             corrupted = forced.corrupted(clean, self.inputs, [(draw, None) for draw in range(len(self.inputs))])
             self._measure(forced, clean, corrupted, effects)
             forward_rows += forced.forward_rows
@@ -92,14 +91,14 @@ class OneFact:
             best: the coordinate.
             own: its effect draw by draw as far as it is known, ``(D,)``; what is not is measured.
         """
-        runs, settings = self.runs, self.settings
-        sites = settings.restored_with(best.site, runs.backbone.n_layers)
+        runs, config = self.runs, self.config
+        sites = config.restored_with(best.site, runs.backbone.n_layers)
         clean = runs.clean(sites)
         if not best.step < clean.steps or clean.steps < 2:
             return np.nan, np.nan
         cells: Cells = []
         for draw in range(len(self.inputs)):
-            generator = seeded_generator(settings.seed, "permuted steps", runs.sequence.fact_id, draw)
+            generator = seeded_generator(config.seed, "permuted steps", runs.sequence.fact_id, draw)
             shift = int(torch.randint(1, clean.steps, (1,), generator=generator))
             donors = tuple((step + shift) % clean.steps for step in range(clean.steps))
             known = bool(np.isfinite(own[draw]))
@@ -109,7 +108,7 @@ class OneFact:
                 (draw, None if known else Restoration(sites, best.role, best.step)),
             ]
         by_draw = runs.corrupted(clean, self.inputs, cells).reshape(len(self.inputs), 3)
-        teacher = runs.commits == "teacher"
+        teacher = runs.teacher
         permuted, measured = (self._same_step if teacher else self._later)(
             clean.scores, by_draw[:, 0], by_draw[:, 1:, None, None], [best.step], "log_prob"
         )[:, :, 0, 0].T
@@ -118,22 +117,22 @@ class OneFact:
     # -----------------------------------------------------------------------------------------------------------------
 
     def _kept(self, step: int) -> bool:
-        return any(in_window(self.settings.window, s, step) for s in self.grid)
+        return any(self.config.restores(s, step) for s in self.grid)
 
     def _measure(self, runs: FactRuns, clean: CleanRun, corrupted: Scores, effects: Effects) -> None:
         """Measure every cell in every draw, or, with pruning, in as many draws as it stays in the race."""
-        settings, teacher = self.settings, runs.commits == "teacher"
+        config, teacher = self.config, runs.teacher
         steps = [step for step in self.grid if step < clean.steps]
         names = ["forced_ie"] if teacher else ["tie", "ie"]
-        n_draws, n_sites, n_roles = len(self.inputs), len(settings.sites), len(settings.roles)
+        n_draws, n_sites, n_roles = len(self.inputs), len(self.sites), len(config.roles)
         shape = (n_draws, n_sites + 1, len(self.grid), n_roles)
         for score in SCORES:
             effects[score] |= {name: np.full(shape, np.nan) for name in names}
         totals = effects["log_prob"][f"{names[0]}_total"] = self._totals(clean, corrupted, teacher)
         alive = np.ones((n_sites + 1, len(steps), n_roles), dtype=bool)
-        prune = settings.prune is not None and n_draws > 2
+        prune = config.prune is not None and n_draws > 2
         rounds = rounds_of(n_draws) if prune else [range(n_draws)]
-        errors = errors_of(rounds, settings.prune or 0.0)
+        errors = errors_of(rounds, config.prune or 0.0)
         sizes = nanmean(totals, axis=1)
         for draws, error in zip(rounds, [*errors, None], strict=True):
             found = self._cells(runs, clean, corrupted, draws, steps, alive)
@@ -157,35 +156,29 @@ class OneFact:
         steps: Sequence[int],
         alive: Bools,
     ) -> Effects:
-        settings = self.settings
+        config = self.config
         places = np.argwhere(np.broadcast_to(alive, (len(draws), *alive.shape)))
         cells: Cells = []
         nowhere = []
         for d, n, k, r in places.tolist():
-            draw, step, role = draws[d], steps[k], settings.roles[r]
-            if n < len(settings.sites):
-                restored = settings.restored_with(settings.sites[n], runs.backbone.n_layers)
+            draw, step, role = draws[d], steps[k], config.roles[r]
+            if n < len(self.sites):
+                restored = config.restored_with(self.sites[n], runs.backbone.n_layers)
                 cells.append((draw, Restoration(restored, role, step)))
             else:
                 control = self.random_site(runs, clean, draw, step, role)
                 cells.append((draw, control))
                 if control.positions is not None and not control.positions.any():
                     nowhere.append((d, n, k, r))
-        before, teacher = self._done, runs.commits == "teacher"
+        before, teacher = self._done, runs.teacher
 
         def count(step: int) -> None:
-            self._done += sum(
-                step == r.step if teacher else in_window(settings.window, r.step, step) for _, r in cells if r
-            )
+            self._done += sum(step == r.step if teacher else config.restores(r.step, step) for _, r in cells if r)
             self.progress(self._done)
 
         # The corrupted run is made again among the others: what restores nothing shares its forwards exactly.
         own = runs.corrupted(clean, self.inputs, [*cells, *((draw, None) for draw in draws)], count)
-        active = [
-            1 if teacher else sum(in_window(settings.window, r.step, s) for s in range(clean.steps))
-            for _, r in cells
-            if r
-        ]
+        active = [1 if teacher else sum(config.restores(r.step, s) for s in range(clean.steps)) for _, r in cells if r]
         self._done = before + sum(active)
         shape = (len(draws), *alive.shape)
         full = _scattered(own[: len(cells)], places, shape)
@@ -209,7 +202,7 @@ class OneFact:
         score, before = self._score(clean.scores, "log_prob")[0], self._score(corrupted, "log_prob")
         for k, step in enumerate(s for s in self.grid if s < clean.steps):
             total = score[step] - before[:, step] if teacher else later_mean(score, step) - later_mean(before, step)
-            if np.isfinite(total).all() and total.mean() >= self.settings.min_total_effect:
+            if np.isfinite(total).all() and total.mean() >= self.config.min_total_effect:
                 found[:, k] = total / total.mean()
         return found
 
@@ -220,7 +213,7 @@ class OneFact:
 
     @property
     def _tokens(self) -> slice:
-        return slice(0, 1) if self.settings.tokens == "first" else slice(None)
+        return slice(0, 1) if self.config.tokens == "first" else slice(None)
 
     def _later(
         self,
@@ -239,7 +232,7 @@ class OneFact:
         for k, step in enumerate(steps):
             total = later_mean(clean_score, step) - later_mean(mean_score, step)
             gained = later_mean(restored_score[:, :, k], step) - later_mean(corrupted_score, step)[:, None, None]
-            found[:, :, k] = share_of(gained, total, self.settings.minimum(score))
+            found[:, :, k] = share_of(gained, total, self.config.minimum(score))
         return found
 
     def _same_step(
@@ -273,21 +266,21 @@ class OneFact:
                     given.log_prob[:, which], given.log_rank[:, which], score, truth.masked[which]
                 )
                 total = np.asarray(values[2] - corrupted_score.mean()).mean(0)
-            found[:, :, k] = share_of(values[0] - values[1], total, self.settings.minimum(score))
+            found[:, :, k] = share_of(values[0] - values[1], total, self.config.minimum(score))
         return found
 
     def random_site(self, runs: FactRuns, clean: CleanRun, draw: int, step: int, role: Role) -> Restoration:
         """Draw the random-site control of a cell: as many positions, neither the role's nor the subject's."""
-        settings = self.settings
-        generator = seeded_generator(settings.seed, "random site", runs.sequence.fact_id, draw, step, role)
-        site = settings.sites[int(torch.randint(len(settings.sites), (1,), generator=generator))]
+        config = self.config
+        generator = seeded_generator(config.seed, "random site", runs.sequence.fact_id, draw, step, role)
+        site = self.sites[int(torch.randint(len(self.sites), (1,), generator=generator))]
         own = runs.places(clean.states[step], role).cpu()
         anywhere = runs.places(clean.states[0], role).cpu() | runs.sequence.subject
         candidates = (~anywhere).nonzero().flatten()
         chosen = candidates[torch.randperm(len(candidates), generator=generator)[: int(own.sum())]]
         positions = torch.zeros_like(own)
         positions[chosen] = True
-        sites = settings.restored_with(site, runs.backbone.n_layers)
+        sites = config.restored_with(site, runs.backbone.n_layers)
         return Restoration(sites, role, step, positions=positions)
 
 

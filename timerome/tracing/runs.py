@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,21 +20,13 @@ from torch import Tensor
 
 from ..backbones import Backbone
 from ..coordinates import Role, Site
-from ..diffusion import DenoisingLoop, Encoded, SamplerConfig, role_positions
+from ..diffusion import DenoisingLoop, Encoded, role_positions
 from ..functional.effects import Bools, Floats, last_masked
 from ..hooks import capture
 from .activations import ActivationStore
+from .config import TraceConfig
 from .corrupted_inputs import CorruptedInput
 from .forwards import Patch, Row, batches, can_join, fitting, logits_at, run_batch
-
-Window = Literal["single", "from", "until"]
-Commits = Literal["free", "teacher"]
-WINDOWS: tuple[Window, ...] = get_args(Window)
-
-
-def in_window(window: Window, chosen: int, step: int) -> bool:
-    """Whether a run whose step is ``chosen`` restores at ``step``."""
-    return step == chosen if window == "single" else step >= chosen if window == "from" else step <= chosen
 
 
 @dataclass(frozen=True)
@@ -135,12 +127,11 @@ class FactRuns:
         backbone: the model.
         sequence: the fact's tokens.
         object_length: of the canvas, the first so many tokens are the object and are scored; the rest is filler.
-        sampler: how the canvas is unmasked, in every run alike.
-        window: at which steps around its own a restored run restores.
+        config: how the canvas is unmasked, in every run alike; at which steps around its own a restored run restores;
+            most rows of one forward, None being as many as the device takes well (see :func:`fitting`); and bytes of
+            clean activations in memory (see :class:`ActivationStore`).
         commits: ``free``: each run commits what it predicts. ``teacher``: every run commits the true tokens, in the
             clean run's order.
-        batch_size: most rows of one forward; None is as many as the device takes well, see :func:`fitting`.
-        budget_bytes: of clean activations in memory; see :class:`ActivationStore`.
         join: whether rows may begin where they are restored; None finds out.
     """
 
@@ -149,18 +140,14 @@ class FactRuns:
         backbone: Backbone,
         sequence: Encoded,
         object_length: int,
+        config: TraceConfig,
         *,
-        sampler: SamplerConfig,
-        window: Window = "from",
-        commits: Commits = "free",
-        batch_size: int | None = None,
-        budget_bytes: int | None = None,
+        commits: Literal["free", "teacher"] = "free",
         join: bool | None = None,
     ) -> None:
-        self.backbone, self.sequence, self.sampler = backbone, sequence, sampler
-        self.window, self.commits = window, commits
-        self.batch_size = batch_size or fitting(backbone.device, len(sequence.ids))
-        self.budget_bytes = budget_bytes
+        self.backbone, self.sequence, self.config = backbone, sequence, config
+        self.teacher = commits == "teacher"
+        self.batch_size = config.batch_size or fitting(backbone.device, len(sequence.ids))
         self._canvas = sequence.canvas.to(backbone.device)
         self._truth = sequence.ids.to(backbone.device)
         self.object_length = object_length
@@ -177,7 +164,7 @@ class FactRuns:
         Kept activations are ``len(sites) * kept steps * L * d`` values; those beyond the budget lie on disk.
         """
         ids = self.sequence.masked(self.backbone.mask_id)[None].to(self.backbone.device)
-        states, found, outputs = [], [], ActivationStore(self.budget_bytes)
+        states, found, outputs = [], [], ActivationStore(self.config.activation_budget)
         step = 0
         while step < self._loop(ids, 0).steps and bool((self._canvas & (ids[0] == self.backbone.mask_id)).any()):
             wanted = list(sites) if keep(step) else []
@@ -191,7 +178,7 @@ class FactRuns:
             captured.clear()
             found.append(self._score(logits, where))
             after = self._commit(ids, logits, where, step)
-            ids = torch.where(ids == after, ids, self._truth) if self.commits == "teacher" else after
+            ids = torch.where(ids == after, ids, self._truth) if self.teacher else after
             step += 1
         seen = torch.stack(states)
         masked = (seen[:, self._canvas][:, : self.object_length] == self.backbone.mask_id).cpu().numpy()[None]
@@ -226,7 +213,7 @@ class FactRuns:
         ids = torch.stack([given[draw] for draw, _ in runs])
         log_prob = np.full((len(runs), clean.steps, self.object_length), np.nan)
         log_rank, masked = log_prob.copy(), np.empty(log_prob.shape, dtype=bool)
-        teacher = self.commits == "teacher"
+        teacher = self.teacher
         for step in range(clean.steps):
             if teacher:
                 ids = torch.where(self._canvas, clean.states[step], ids)
@@ -261,7 +248,7 @@ class FactRuns:
         return (self.backbone.reads_from(positions) if role == "object" else positions).to(ids.device)
 
     def _active(self, restoration: Restoration | None, step: int) -> Restoration | None:
-        return restoration if restoration and in_window(self.window, restoration.step, step) else None
+        return restoration if restoration and self.config.restores(restoration.step, step) else None
 
     def _advance(self, rows: Sequence[Row], step: int) -> tuple[tuple[Floats, Floats], Tensor]:
         """Run rows and commit; return their log-probabilities and log-ranks ``(rows, n)`` and their next ids."""
@@ -301,14 +288,14 @@ class FactRuns:
     def _loop(self, ids: Tensor, step: int) -> CommonNoiseLoop:
         """A loop over the canvas alone, at ``step``; nothing else changes."""
         canvas = ids[:, self._canvas]
-        loop = CommonNoiseLoop(self.backbone, canvas, torch.ones_like(canvas, dtype=torch.bool), self.sampler)
+        loop = CommonNoiseLoop(self.backbone, canvas, torch.ones_like(canvas, dtype=torch.bool), self.config.sampler)
         loop.step = step
         return loop
 
     def _reads(self, ids: Tensor) -> Tensor:
         """Which positions of states ``(B, L)`` have to be predicted: a committed one only where it may be edited."""
         open_ = ids == self.backbone.mask_id
-        return self._canvas & (open_ if self.sampler.editing_threshold is None else torch.ones_like(open_))
+        return self._canvas & (open_ if self.config.sampler.editing_threshold is None else torch.ones_like(open_))
 
     def _commit(self, ids: Tensor, logits: Tensor, where: Tensor, step: int) -> Tensor:
         """Ids ``(B, L)`` after a step whose logits at ``where`` ``(B, L)`` are ``(n, V)``."""

@@ -5,24 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from .._version import __version__
 from ..backbones import Backbone
-from ..coordinates import MODULES, Module, Role, Site
-from ..diffusion import DenoisingLoop, Encoded, SamplerConfig, encode
+from ..diffusion import DenoisingLoop, Encoded, encode
 from ..facts import Fact, FactError
 from ..functional.effects import SCORES, Floats
 from .checkpoint import Checkpoint
-from .corrupted_inputs import CorruptedInput, Corruption, corrupted_inputs
+from .config import TraceConfig
+from .corrupted_inputs import CorruptedInput, corrupted_inputs
+from .data import Effect
 from .one_fact import OneFact
-from .result import Effect, TraceResult
-from .runs import FactRuns, Window, in_window
-from .settings import Commits, Tokens, TraceSettings
+from .result import TraceResult
+from .runs import FactRuns
 from .shards import ALONE, Shard
 
 Progress = Callable[[int, int, str], None]
@@ -70,36 +71,12 @@ class CausalTracer:
 
     Args:
         backbone: the model.
-        sites: what to trace; by default every layer of ``modules``.
-        modules: ``"block"``, ``"attn"``, ``"mlp"``; used where ``sites`` is None.
-        roles: at which positions. ``object`` are canvas positions masked in both the clean and the restored run.
-        steps: denoising steps to trace, from 0; None is all.
-        window: at which steps around its own a coordinate is restored.
-        layer_window: how many layers around its own a coordinate is restored at, of the same module; what an even
-            number has too many lies above.
-        corruption: ``noise`` on the subject's embeddings, the subject replaced by ``mask`` tokens, or by another
-            ``subject`` of as many tokens.
-        noise_scale: of ``noise``, in standard deviations of the subject tokens' embeddings over the given facts (ROME
-            has 3).
-        draws: of the corruption, a fact; ``mask`` has one.
-        canvas: answer positions, filled with end-of-text; None is exactly the object's tokens.
-        sampler: how the canvas is unmasked; by default 8 steps, greedy.
-        commits: ``free``: TIE and IE. ``teacher``: forced IE. ``both``: all three.
-        tokens: the object's tokens that are scored: ``all``, or the ``first`` alone.
-        prune: None measures every coordinate in every draw. A number in (0, 1) drops, after 2, 4, 8, ... draws, those
-            that are behind the fact's best, with at most this estimated chance of losing the one that is best over all
-            draws (see :func:`timerome.functional.halving.survivors`); what is dropped keeps the mean of the draws it
-            had, and the control at a step and role that no coordinate is left at, likewise.
-        batch_size: most rows of one forward; None is 32, and on a CPU as many as hold 1024 positions.
-        activation_budget: bytes of clean activations kept in memory; those beyond it lie in a temporary file. None is
-            no limit. A forward's own activations are bounded by ``batch_size`` alone.
-        seed: of noise, controls and the choice of other subjects.
-        min_total_effect: facts whose corruption costs less than so many nats a token are not traceable.
+        config: what is traced, and how; by default every layer, module and step.
         progress: called with (work done, work in all, what is running), in units of one run's step.
 
     Raises:
         TypeError: ``backbone`` is none.
-        ValueError: an argument is outside its range, or a site does not exist.
+        ValueError: a site does not exist.
 
     Source: Meng et al. 2022 (ROME, arXiv 2202.05262), causal tracing; Yao et al. 2026 (TimeROME-DLM, arXiv 2606.12841),
     the temporal indirect effect. Ours: the score of committed positions, IE apart, the controls, and gains measured on
@@ -109,69 +86,25 @@ class CausalTracer:
         >>> import timerome as tr
         >>> backbone = tr.load("testbed")
         >>> fact = tr.Fact(id="kenya", prompt="The capital city of Kenya is", subject="Kenya", object="Nairobi")
-        >>> trace = tr.CausalTracer(backbone, modules=["block"], draws=1).trace([fact])
+        >>> trace = tr.CausalTracer(backbone, tr.TraceConfig(modules=["block"], draws=1)).trace([fact])
         >>> trace.tie.shape[1], trace.roles  # 6 sites
         (6, ('subject_last', 'object'))
     """
 
     def __init__(
-        self,
-        backbone: Backbone,
-        *,
-        sites: Sequence[Site] | None = None,
-        modules: Sequence[Module] = MODULES,
-        roles: Sequence[Role] = ("subject_last", "object"),
-        steps: Sequence[int] | None = None,
-        window: Window = "from",
-        layer_window: int = 1,
-        corruption: Corruption = "noise",
-        noise_scale: float = 3.0,
-        draws: int = 4,
-        canvas: int | None = None,
-        sampler: SamplerConfig | None = None,
-        commits: Commits = "free",
-        tokens: Tokens = "all",
-        prune: float | None = None,
-        batch_size: int | None = None,
-        activation_budget: int | None = None,
-        seed: int = 0,
-        min_total_effect: float = 0.1,
-        progress: Progress | None = None,
+        self, backbone: Backbone, config: TraceConfig | None = None, *, progress: Progress | None = None
     ) -> None:
         if not isinstance(backbone, Backbone):
             raise TypeError(
                 f"CausalTracer: expected a Backbone, got {type(backbone).__name__}; timerome.wrap(model, tokenizer)."
             )
-        self.backbone = backbone
-        self._settings = TraceSettings(
-            sites=tuple(Site(*site) for site in sites) if sites is not None else tuple(backbone.sites(modules)),
-            roles=tuple(roles),
-            steps=None if steps is None else tuple(sorted(steps)),
-            window=window,
-            layer_window=layer_window,
-            corruption=corruption,
-            noise_scale=noise_scale,
-            draws=draws,
-            canvas=canvas,
-            sampler=sampler or SamplerConfig(steps=8),
-            commits=commits,
-            tokens=tokens,
-            prune=prune,
-            seed=seed,
-            min_total_effect=min_total_effect,
-        )
-        for site in self._settings.sites:
+        config = config or TraceConfig()
+        if not isinstance(config, TraceConfig):
+            raise TypeError(f"CausalTracer: expected a TraceConfig, got {type(config).__name__}.")
+        self.sites = tuple(backbone.sites(config.modules) if config.sites is None else config.sites)
+        for site in self.sites:
             backbone.module(site)
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"CausalTracer: expected batch_size >= 1 or None, got {batch_size}.")
-        if activation_budget is not None and activation_budget < 0:
-            raise ValueError(f"CausalTracer: expected activation_budget >= 0 or None, got {activation_budget}.")
-        self.batch_size, self.activation_budget, self.progress = batch_size, activation_budget, progress
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What the result depends on beside model and facts, JSON-ready."""
-        return self._settings.to_dict()
+        self.backbone, self.config, self.progress = backbone, replace(config, sites=self.sites), progress
 
     @torch.no_grad()
     def trace(
@@ -208,17 +141,17 @@ class CausalTracer:
         own = corrupted_inputs(
             self.backbone,
             [sequence for sequence, _ in sequences.values()],
-            self._settings.corruption,
-            noise_scale=self._settings.noise_scale,
-            draws=self._settings.draws,
-            seed=self._settings.seed,
+            self.config.corruption,
+            noise_scale=self.config.noise_scale,
+            draws=self.config.draws,
+            seed=self.config.seed,
         )
         inputs = dict(zip(sequences, own, strict=True))
         records = self._share(shard.of(list(sequences)), sequences, inputs, grid, kept)
         records = shard.merged(records)
         reasons |= {i: record["reason"] for i, record in records.items() if "reason" in record}
         result = self._result(facts, records, reasons, grid)
-        effect: Effect = "tie" if self._settings.free else "forced_ie"
+        effect: Effect = "tie" if self.config.free else "forced_ie"
         if result.has(effect):
             best = result.best(effect=effect)
             drawn = result.draws(effect)[(slice(None), slice(None), *result.index(best))]
@@ -227,8 +160,8 @@ class CausalTracer:
             found = {}
             for n, i in enumerate(mine):
                 self._tell(n, len(mine), f"{i}: permuted steps")
-                runs = self._runs(*sequences[i], commits="free" if self._settings.free else "teacher")
-                one = OneFact(self._settings, runs, inputs[i], grid)
+                runs = self._runs(*sequences[i], forced=not self.config.free)
+                one = OneFact(runs, self.sites, inputs[i], grid)
                 found[i] = one.permuted_steps(best, at_best[i][: len(inputs[i])])
             self._tell(len(mine), len(mine), "permuted steps")
             merged = shard.merged({i: [None if np.isnan(x) else x for x in pair] for i, pair in found.items()})
@@ -255,7 +188,7 @@ class CausalTracer:
                     self._tell(min(before + part, before + work[i]), total, i)
 
                 try:
-                    found = OneFact(self._settings, self._runs(*sequences[i]), inputs[i], grid, tell).record()
+                    found = OneFact(self._runs(*sequences[i]), self.sites, inputs[i], grid, tell).record()
                 except FloatingPointError as error:
                     raise FloatingPointError(f"CausalTracer.trace: fact {i!r}: {error}") from error
                 # As it would be read back.
@@ -273,41 +206,33 @@ class CausalTracer:
         for fact in facts:
             try:
                 length = int(encode(self.backbone, fact).canvas.sum())
-                sequences[fact.id] = (encode(self.backbone, fact, canvas=self._settings.canvas), length)
+                sequences[fact.id] = (encode(self.backbone, fact, canvas=self.config.canvas), length)
             except (FactError, ValueError) as error:
                 reasons[fact.id] = str(error)
         return sequences, reasons
 
-    def _runs(self, sequence: Encoded, object_length: int, **more: Any) -> FactRuns:
-        return FactRuns(
-            self.backbone,
-            sequence,
-            object_length,
-            sampler=self._settings.sampler,
-            window=self._settings.window,
-            batch_size=self.batch_size,
-            budget_bytes=self.activation_budget,
-            **more,
-        )
+    def _runs(self, sequence: Encoded, object_length: int, forced: bool = False) -> FactRuns:
+        commits: Literal["free", "teacher"] = "teacher" if forced else "free"
+        return FactRuns(self.backbone, sequence, object_length, self.config, commits=commits)
 
     def _loop_steps(self, sequence: Encoded) -> int:
         """Most steps the loop can take on a sequence before nothing is masked."""
-        ids, sampler = sequence.masked(self.backbone.mask_id)[None], self._settings.sampler
+        ids, sampler = sequence.masked(self.backbone.mask_id)[None], self.config.sampler
         size = int(sequence.canvas.sum())
         steps = DenoisingLoop(self.backbone, ids, sequence.canvas, sampler).steps
         # A step commits at least one token of its block; with one block the loop is done after as many as there are.
         return min(steps, size) if (sampler.block_length or size) >= size else steps
 
     def _step_grid(self, sequences: Sequence[Encoded]) -> tuple[int, ...]:
-        if self._settings.steps is not None:
-            return self._settings.steps
+        if self.config.steps is not None:
+            return tuple(self.config.steps)
         return tuple(range(max((self._loop_steps(sequence) for sequence in sequences), default=1)))
 
     def _work(self, sequence: Encoded, draws: int, grid: Sequence[int]) -> int:
-        settings, loop_steps = self._settings, self._loop_steps(sequence)
+        config, loop_steps = self.config, self._loop_steps(sequence)
         steps = [s for s in grid if s < loop_steps]
-        active = sum(in_window(settings.window, s, step) for s in steps for step in range(loop_steps)) * settings.free
-        return (active + len(steps) * settings.forced) * draws * (len(settings.sites) + 1) * len(settings.roles)
+        active = sum(config.restores(s, step) for s in steps for step in range(loop_steps)) * config.free
+        return (active + len(steps) * config.forced) * draws * (len(self.sites) + 1) * len(config.roles)
 
     def _tell(self, done: int, total: int, label: str) -> None:
         if self.progress is not None:
@@ -316,7 +241,7 @@ class CausalTracer:
     def _header(self, facts: Sequence[Fact]) -> dict[str, Any]:
         digest = hashlib.sha256(repr([(f.id, f.prompt, f.subject, f.object) for f in facts]).encode()).hexdigest()
         return {
-            **self.settings,
+            **self.config.settings(),
             "facts": digest[:16],
             "fingerprint": self.backbone.fingerprint(),
             "library_version": __version__,
@@ -329,9 +254,9 @@ class CausalTracer:
         reasons: dict[str, str],
         grid: tuple[int, ...],
     ) -> TraceResult:
-        settings = self._settings
+        config = self.config
         traced = [fact for fact in facts if fact.id not in reasons]
-        cells = (len(settings.sites) + 1, len(grid), len(settings.roles))
+        cells = (len(self.sites) + 1, len(grid), len(config.roles))
 
         def stacked(arrays: list[Floats], empty: tuple[int, ...]) -> Floats:
             """Facts in one array, NaN where one has fewer draws or steps than another."""
@@ -342,8 +267,8 @@ class CausalTracer:
                 [np.pad(a, [(0, size - len(a)), *[(0, 0)] * (a.ndim - 1)], constant_values=np.nan) for a in arrays]
             )
 
-        free: tuple[Effect, ...] = ("tie", "ie") if settings.free else ()
-        effects: tuple[Effect, ...] = (*free, "forced_ie") if settings.forced else free
+        free: tuple[Effect, ...] = ("tie", "ie") if config.free else ()
+        effects: tuple[Effect, ...] = (*free, "forced_ie") if config.forced else free
         found = [records[fact.id] for fact in traced]
         measured: dict[str, dict[str, Floats]] = {
             score: {
@@ -363,14 +288,14 @@ class CausalTracer:
         return TraceResult(
             facts=tuple(fact.id for fact in traced),
             groups=tuple(fact.group or "" for fact in traced),
-            sites=settings.sites,
+            sites=self.sites,
             steps=grid,
-            roles=settings.roles,
+            roles=tuple(config.roles),
             measured=measured,
             recalled=np.array([r["recalled"] for r in found], dtype=bool),
             permuted=np.full((len(traced), 2), np.nan),
             not_traceable={fact.id: reasons[fact.id] for fact in facts if fact.id in reasons},
-            settings=self.settings,
+            settings=self.config.settings(),
             backbone=repr(self.backbone),
             fingerprint=self.backbone.fingerprint(),
             library_version=__version__,

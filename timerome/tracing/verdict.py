@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..coordinates import Coordinate, Site
 from ..functional.effects import Floats, Interval, average_over_facts, bootstrap_interval
 from ..functional.inference import two_stage_interval
-
-if TYPE_CHECKING:
-    from .result import Effect, TraceResult
+from .data import Effect, TraceData
 
 LEVEL = 0.05
 
 
-def summary(trace: TraceResult, effect: Effect) -> dict[str, Any]:
+def summary(trace: TraceData, effect: Effect) -> dict[str, Any]:
     """See :meth:`TraceResult.summary`."""
     head: dict[str, Any] = {
         "effect": effect,
@@ -98,7 +96,7 @@ def _told(value: Any) -> str:
     return "; ".join(f"{name.replace('_', ' ')}: {x if isinstance(x, str) else _told(x)}" for name, x in value.items())
 
 
-def rows(trace: TraceResult) -> list[dict[str, Any]]:
+def rows(trace: TraceData) -> list[dict[str, Any]]:
     """One JSON-ready row a coordinate: every effect with its interval over facts and draws, and the control."""
     effects: list[Effect] = [effect for effect in ("tie", "ie", "forced_ie") if effect in trace.measured[trace.score]]
     means = {effect: trace.mean(effect) for effect in effects}
@@ -136,7 +134,7 @@ def listed(interval: Interval) -> list[float | None]:
     return [None if np.isnan(x) else float(x) for x in interval[:3]]
 
 
-def _stability(trace: TraceResult, effect: Effect) -> dict[str, float | None] | None:
+def _stability(trace: TraceData, effect: Effect) -> dict[str, float | None] | None:
     if len(trace.facts) < 4:
         return None
     found = trace.stability(effect=effect)._asdict()

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ..result import Effect, TraceResult
+from ..data import Effect, TraceData
+from .facts import plot_facts
+from .maps import plot_map
+from .steps import plot_steps
 
 
-def draw(trace: TraceResult, path: Path, kind: str, effect: Effect) -> Path:
+def draw(trace: TraceData, path: Path, kind: str, effect: Effect) -> Path:
     """See :meth:`TraceResult.plot`."""
-    from .facts import plot_facts
-    from .maps import plot_map
-    from .steps import plot_steps
-
     kinds = {"map": plot_map, "steps": plot_steps, "facts": plot_facts}
     if kind not in kinds:
         raise ValueError(f"TraceResult.plot: expected kind in {tuple(kinds)}, got {kind!r}.")

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ...functional.effects import nanmean
+from ..data import Effect, TraceData
 from .drawing import NAMES, SCORES, figure_of, write
-
-if TYPE_CHECKING:
-    from ..result import Effect, TraceResult
 
 COLUMNS, MOST = 6, 48
 
 
-def plot_facts(trace: TraceResult, path: Path, effect: Effect) -> Path:
+def plot_facts(trace: TraceData, path: Path, effect: Effect) -> Path:
     """Draw site and role against step for each of the first facts; see :meth:`TraceResult.plot`."""
     values, best = trace.effects(effect), trace.best("per_fact", effect=effect)
     defined = [f for f in range(len(trace.facts)) if np.isfinite(values[f]).any()]
@@ -46,7 +44,7 @@ def plot_facts(trace: TraceResult, path: Path, effect: Effect) -> Path:
         image = axis.imshow(
             panel, cmap="cividis", vmin=low, vmax=top, aspect="auto", interpolation="nearest", origin="lower"
         )
-        axis.set_title(trace.facts[f], fontsize=6)
+        axis.set_title(trace.facts[f], fontsize=6, parse_math=False)
         chosen = best.get(trace.facts[f])
         if chosen is not None:
             n, k, r = trace.index(chosen)

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..verdict import rows
+from ..data import Effect, TraceData
+from ..verdict import rows, summary
 from .drawing import NAMES, SCORES, conditions, figure_of, two_digits, write
 
-if TYPE_CHECKING:
-    from ..result import Effect, TraceResult
 
-
-def plot_map(trace: TraceResult, path: Path, effect: Effect) -> Path:
+def plot_map(trace: TraceData, path: Path, effect: Effect) -> Path:
     """Draw the mean over facts to ``path``, the data beside it; see :meth:`TraceResult.plot`."""
     mean = trace.mean(effect)
     modules = list(dict.fromkeys(site.module for site in trace.sites))
     layers = sorted({site.layer for site in trace.sites})
     best = trace.best(effect=effect)
-    summary = trace.summary(effect=effect)
-    random = summary["random_site"][0]
+    found = summary(trace, effect)
+    random = found["random_site"][0]
     wide, high = len(trace.roles), len(modules)
     figure = figure_of(1.6 + wide * max(3.0, 0.55 * len(trace.steps)), 1.6 + high * max(1.8, 0.32 * len(layers)))
     axes = figure.subplots(high, wide, squeeze=False, sharex=True, sharey=True)
@@ -56,7 +53,7 @@ def plot_map(trace: TraceResult, path: Path, effect: Effect) -> Path:
             if j == 0:
                 axis.set_ylabel(f"{module}: layer")
     figure.colorbar(axes[0, 0].images[0], ax=axes, label="share of the total effect")
-    permuted = summary["permuted_steps"][0]
+    permuted = found["permuted_steps"][0]
     controls = [
         f"random site {'–' if random is None else two_digits(random)}",
         *([] if permuted is None else [f"permuted steps {two_digits(permuted)}"]),
@@ -64,10 +61,10 @@ def plot_map(trace: TraceResult, path: Path, effect: Effect) -> Path:
     figure.suptitle(
         f"{NAMES[effect]} ({SCORES[trace.score]}), {len(trace.facts)} fact{'s' * (len(trace.facts) != 1)}, "
         f"{conditions(trace.settings)}\n"
-        f"{'largest' if summary['flat'] else 'best'} (square): {best}, {two_digits(summary['best_effect'][0])}; "
+        f"{'largest' if found['flat'] else 'best'} (square): {best}, {two_digits(found['best_effect'][0])}; "
         f"at its step and role: {', '.join(controls)}"
         + ("\n–: undefined, or defined by too few facts" if np.isnan(mean).any() else "")
-        + ("\nflat: nothing is shown to do more than a random site" if summary["flat"] else ""),
+        + ("\nflat: nothing is shown to do more than a random site" if found["flat"] else ""),
         fontsize=9,
     )
     return write(figure, path, rows(trace))

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ...functional.effects import average_over_facts, first_largest
 from ...functional.inference import two_stage_interval
+from ..data import Effect, TraceData
 from .drawing import LINES, NAMES, SCORES, conditions, figure_of, write
 
-if TYPE_CHECKING:
-    from ..result import Effect, TraceResult
 
-
-def plot_steps(trace: TraceResult, path: Path, effect: Effect) -> Path:
+def plot_steps(trace: TraceData, path: Path, effect: Effect) -> Path:
     """Draw each module's best layer against the step, a panel for each role; see :meth:`TraceResult.plot`.
 
     Intervals are 95 % over facts and draws. The best layer was chosen on the same facts.

@@ -11,6 +11,7 @@ from tests.lightning.loops import count_hooks, gated_memory, shared_memory
 from tests.tiny import EOS, MASK, tiny_facts, tiny_llada
 from timerome.memory.runtime.rows import RowTracker
 
+
 def prompts(backbone: tr.Backbone) -> list[list[int]]:
     """An edited fact's among those of others."""
     return [backbone.encode(fact.prompt) for fact in (*tiny_facts(8)[4:6], tiny_facts(1)[0], *tiny_facts(8)[6:])]

@@ -1,11 +1,11 @@
-"""Edits that come and go: 400 inserted one by one, then 200 undone; writes JSON and a plot.
+"""Edits that come and go: 400 made one by one, then 200 undone; writes JSON and a plot.
 
     python -m benchmarks.editing.lifecycle
 
-Every fact is to be answered by a refusal, behind a row gate. Measured on the way: CPU seconds an insert and a denoising
-step against the number of edits, whether the first 50 still act after the last, what held-out facts lose. Undone are
-200 edits in an order drawn once; after each, its fact's log-probability is compared with the unedited model's, and at
-the end the memory with one built afresh of the facts that are left.
+Every fact is to be answered by a refusal. Measured on the way: CPU seconds an edit and a denoising step against the
+number of edits, whether the first 50 still act after the last, what held-out facts lose. Undone are 200 edits in an
+order drawn once; after each, its fact's log-probability is compared with the unedited model's, and at the end the
+memory with one built afresh of the facts that are left.
 """
 
 from __future__ import annotations
@@ -20,18 +20,15 @@ import torch
 
 import timerome as tr
 from timerome.diffusion import encode, log_likelihood
-from timerome.memory import REFUSAL
 from timerome.splits import scaling_split
 
-from .common import decode, exact, gate_rules, start
+from .common import decode, exact, start
 
 COUNTS = (1, 10, 50, 100, 200, 300, 400)
-BANK = tr.BankConfig((None, 32), (0.0, 0.5))
-HOW: dict[str, Any] = {"estimator": "lens", "alpha": 1.5, "sparsity": 0.0, "margin": 12.0, "bank": BANK}
 
 
 def seconds_a_step(backbone: tr.Backbone, prompts: list[str]) -> float:
-    """Median CPU seconds of a denoising step of eight prompts, addressed before."""
+    """Median CPU seconds of a denoising step of eight prompts."""
     times = []
     for _ in range(5):
         begin = time.process_time()
@@ -54,30 +51,27 @@ def apart(backbone: tr.Backbone, one: tr.EditMemory, other: tr.EditMemory) -> fl
 
 
 def refit(backbone: tr.Backbone) -> dict[str, Any]:
-    """60 edits inserted one by one, 30 undone; the memory against refits of the facts left, made in two ways."""
-    split = scaling_split(400)
-    facts, gate = split.forget.with_new_object(REFUSAL)[:60], tr.Gate(split.calibrate)
+    """60 edits made one by one, 30 undone; the memory against refits of the facts left, made in two ways."""
 
     def one_by_one(some: list[tr.Fact]) -> tr.EditMemory:
-        memory = tr.EditMemory.build(backbone, some[:1], gate=calibration, **HOW)
-        for fact in some[1:]:
-            memory.insert(fact, on_conflict="replace", **HOW)
+        memory = tr.EditMemory(backbone)
+        for fact in some:
+            memory.forget(fact)
         return memory
 
-    calibration = tr.Calibration.of(backbone, gate, bank=BANK)
-    memory = one_by_one(list(facts))
+    memory = one_by_one(list(scaling_split(400).forget[:60]))
     memory.undo(*random.Random(0).sample([edit.id for edit in memory.edits], 30))
     left = [edit.fact for edit in memory.edits]
     return {
         "one by one": apart(backbone, memory, one_by_one(left)),
-        "all together": apart(backbone, memory, tr.EditMemory.build(backbone, left, gate=calibration, **HOW)),
+        "all together": apart(backbone, memory, tr.EditMemory.build(backbone, left)),
     }  # fmt: skip
 
 
 def measure(backbone: tr.Backbone, n_facts: int) -> dict[str, Any]:
     """Insert, undo, compare."""
     split = scaling_split(400)
-    facts = split.forget.with_new_object(REFUSAL)[:n_facts]
+    facts = split.forget[:n_facts]
     held, first = split.held_out, facts[:50]
     step_prompts = [fact.prompt for fact in held[:8]]
 
@@ -88,25 +82,22 @@ def measure(backbone: tr.Backbone, n_facts: int) -> dict[str, Any]:
 
     def success(memory: tr.EditMemory) -> float:
         texts = decode(backbone, [fact.prompt for fact in first], 32, 8, memory)
-        return statistics.fmean(exact(text, REFUSAL) for text in texts)
+        return statistics.fmean(exact(text, tr.REFUSAL) for text in texts)
 
     before, plain = log_prob(held), seconds_a_step(backbone, step_prompts)
-    related = tr.FactSet(fact for fact in split.calibrate if fact.id.startswith("tofu-retain"))
-    gate = tr.Gate(split.calibrate, related=related)
-    memory = tr.EditMemory.build(backbone, facts[:1], gate=gate, **HOW)
-    rows, inserts, early = [], [], float("nan")
-    for n in range(1, len(facts) + 1):
-        if n > 1:
-            begin = time.process_time()
-            memory.insert(facts[n - 1], on_conflict="replace", **HOW)
-            inserts.append(time.process_time() - begin)
+    memory = tr.EditMemory(backbone)
+    rows, edits, early = [], [], float("nan")
+    for n, fact in enumerate(facts, 1):
+        begin = time.process_time()
+        memory.forget(fact)
+        edits.append(time.process_time() - begin)
         if n in COUNTS:
             with memory.attached(backbone):
                 step = seconds_a_step(backbone, step_prompts)
                 change = log_prob(held) - before
             early = success(memory) if n == 50 else early
             rows.append({
-                "edits": n, "cpu_seconds_an_insert": statistics.median(inserts[-20:]) if inserts else None,
+                "edits": n, "cpu_seconds_an_edit": statistics.median(edits[-20:]),
                 "cpu_seconds_a_step": step, "cpu_seconds_a_step_plain": plain,
                 "held_out_change_nats": float(change.mean()), "held_out_worst_nats": float(change.min()),
                 "bytes": memory.nbytes,
@@ -123,12 +114,12 @@ def measure(backbone: tr.Backbone, n_facts: int) -> dict[str, Any]:
         with memory.attached(backbone) as attachment:
             off.append(abs(float(log_prob([fact])) - unedited[fact.id]))
         another += bool(attachment.hits)  # another edit in force answers for this one's question
-    again = tr.EditMemory.build(backbone, [edit.fact for edit in memory.edits], gate=gate, **HOW)
+    again = tr.EditMemory.build(backbone, [edit.fact for edit in memory.edits])
     undone = {
         "edits": len(order), "restored_to_1e-3_nat": sum(nats <= 1e-3 for nats in off),
         "answered_by_another_edit": another, "refit_logits_differ_by": apart(backbone, memory, again),
     }  # fmt: skip
-    return {"inserts": rows, "first_50": first_50, "undone": undone}
+    return {"edits": rows, "first_50": first_50, "undone": undone}
 
 
 def plot(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -140,11 +131,11 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
     counts = [row["edits"] for row in rows]
     for axis, name, label in zip(
         figure.subplots(1, 2),
-        ("cpu_seconds_an_insert", "cpu_seconds_a_step"),
-        ("an insert", "a denoising step"),
+        ("cpu_seconds_an_edit", "cpu_seconds_a_step"),
+        ("an edit", "a denoising step"),
         strict=True,
     ):
-        taken = [(n, 1000 * row[name]) for n, row in zip(counts, rows, strict=True) if row[name] is not None]
+        taken = [(n, 1000 * row[name]) for n, row in zip(counts, rows, strict=True)]
         axis.plot(*zip(*taken, strict=True), "o-", color="black", label="with the memory")
         if name == "cpu_seconds_a_step":
             axis.axhline(1000 * rows[0]["cpu_seconds_a_step_plain"], color="grey", linestyle="--", label="without")
@@ -156,11 +147,11 @@ def plot(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     backbone, results, arguments = start("lifecycle", facts=400)
-    depends = {"gate": gate_rules(backbone), "facts": arguments.facts}
-    found = results.row("400 inserted, 200 undone", depends, lambda: measure(backbone, arguments.facts))
-    print(results.row("60 inserted, 30 undone, refit", depends, lambda: refit(backbone)), flush=True)
+    depends = {"gate": "answer", "facts": arguments.facts}
+    found = results.row("400 made, 200 undone", depends, lambda: measure(backbone, arguments.facts))
+    print(results.row("60 made, 30 undone, refit", depends, lambda: refit(backbone)), flush=True)
     print(found["first_50"], found["undone"], flush=True)
-    plot(results.path, found["inserts"])
+    plot(results.path, found["edits"])
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
 
 Every method runs in a process of its own, so that its peak resident memory is its own; each has run the model before
 its clock starts. Trained methods run at their tuned configuration until they have converged (``Budget``); their time is
-that of the optimizer steps up to there, without the checks. Ours is that of all there is to do for an edit: reading the
-question, decoding what the model says to it today, solving, attaching. Peak memory is of the whole process, less that of
+that of the optimizer steps up to there, without the checks. Ours is that of all there is to do for an edit: reading its
+question, decoding what the model says today, solving, attaching. Peak memory is of the whole process, less that of
 a process that only decodes the same questions. The largest is not the average: allocators round up, so differences of a
 few megabytes mean nothing. What a method costs held-out facts is the main table's.
 """

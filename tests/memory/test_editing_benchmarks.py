@@ -30,10 +30,10 @@ def test_a_grown_memory_is_the_one_made_at_once(form: Form) -> None:
 
 
 def test_what_model_utility_is_taken_on_was_not_forgotten() -> None:
-    asked = {record.question for group in kept().values() for record in group}
+    asked = {record.prompt for group in kept().values() for record in group}
     for share in shares().values():
         assert not asked & {prompt for fact in share.forget for prompt in (fact.prompt, *fact.paraphrases)}
-        assert {record.question for record in share.asked} <= {fact.prompt for fact in share.forget}
+        assert {record.prompt for record in share.asked} <= {fact.prompt for fact in share.forget}
 
 
 def test_a_loss_below_a_thousandth_of_a_nat_is_none() -> None:

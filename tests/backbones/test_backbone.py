@@ -9,6 +9,7 @@ import torch
 
 import timerome as tr
 from tests.tiny import EOS, MASK, VOCAB, TinyTokenizer, tiny_dream, tiny_llada
+from timerome.backbones.checksums import checksum
 from timerome.coordinates import MODULES
 from timerome.hooks import Hooks, capture
 
@@ -157,6 +158,67 @@ def test_fingerprint_survives_a_dtype_that_holds_the_values(backbone: tr.Backbon
     assert backbone.fingerprint() != marks[0]  # what bfloat16 rounded away is another model
 
 
+class Packed(torch.nn.Module):
+    """Weights as quantised modules hold them: neither parameters nor buffers."""
+
+    def __init__(self, held: tuple[torch.Tensor, None]) -> None:
+        super().__init__()
+        self.held = held
+
+    def get_extra_state(self) -> tuple[torch.Tensor, None]:
+        return self.held
+
+
+def test_fingerprint_sees_every_number_wherever_it_lies(backbone: tr.Backbone) -> None:
+    """Quantised weights are buffers, in tuples or beside their scales; a sample would miss a row or a column."""
+    model = copy.deepcopy(backbone.model)
+    other = tr.wrap(model)
+    model.register_buffer("qweight", torch.randint(-9, 9, (70, 300), dtype=torch.int8))
+    model.register_buffer("scales", torch.rand(300).half())
+    seen = {other.fingerprint()}
+    for row, column in ((0, 0), (69, 299), (33, 117)):
+        model.qweight[row, column] += 1
+        seen.add(other.fingerprint())
+    model.scales[7] *= 2
+    seen.add(other.fingerprint())
+    model.qweight[[0, 1]] = model.qweight[[1, 0]]  # the same numbers in other rows
+    seen.add(other.fingerprint())
+    assert len(seen) == 6
+    model.packed = Packed((torch.eye(8), None))
+    before = other.fingerprint()
+    model.packed.held[0][7, 7] = 2
+    assert other.fingerprint() != before
+
+
+def test_fingerprint_leaves_out_what_a_forward_leaves_behind(backbone: tr.Backbone) -> None:
+    model = copy.deepcopy(backbone.model)
+    model.register_buffer("table", torch.rand(4), persistent=False)
+    assert tr.wrap(model).fingerprint() == backbone.fingerprint()
+
+
+def test_fingerprint_of_weights_that_are_elsewhere_says_so(backbone: tr.Backbone) -> None:
+    with pytest.raises(ValueError, match="meta device.*without offloading"):
+        tr.wrap(copy.deepcopy(backbone.model).to("meta")).fingerprint()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int32, torch.uint8, torch.bool])
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (4096,), (3, 4097), (300, 4096)])
+def test_every_number_counts_in_a_checksum(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 2, shape, generator=generator).to(dtype)
+    before, flat = checksum(x), x.view(-1)
+    assert checksum(x.clone()) == before
+    for place in {0, x.numel() // 2, x.numel() - 1} if x.numel() else ():
+        flat[place] = 1 - flat[place].int()
+        assert checksum(x) != before
+        flat[place] = 1 - flat[place].int()
+    if dtype in (torch.float64, torch.bfloat16):
+        assert checksum(x) == checksum(x.float()) == before
+    if dtype == torch.float64 and x.numel():
+        flat[-1] += 1e-12  # what float32 does not hold
+        assert checksum(x) != before
+
+
 def test_digest_sees_buffers(backbone: tr.Backbone) -> None:
     model = copy.deepcopy(backbone.model)
     model.register_buffer("extra", torch.zeros(2))
@@ -173,3 +235,18 @@ def test_tokenizer_digest(backbone: tr.Backbone) -> None:
 
     assert tr.wrap(backbone.model, Other()).tokenizer_digest() != backbone.tokenizer_digest()
     assert tr.wrap(backbone.model, TinyTokenizer()).tokenizer_digest() == backbone.tokenizer_digest()
+
+
+def test_tokenizer_digest_is_made_once_until_tokens_are_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = tr.load("testbed")
+    first = backbone.tokenizer_digest()
+    vocab = backbone.tokenizer.get_vocab
+    monkeypatch.setattr(backbone.tokenizer, "get_vocab", lambda: pytest.fail("read again"))
+    assert backbone.tokenizer_digest() == first
+    monkeypatch.setattr(backbone.tokenizer, "get_vocab", vocab)
+    backbone.tokenizer.add_tokens(["one more"])
+    second = backbone.tokenizer_digest()
+    assert second != first
+    backbone.tokenizer.add_special_tokens({"sep_token": "[a separator]"})
+    assert backbone.tokenizer_digest() not in (first, second)
+    assert tr.load("testbed").tokenizer_digest() == first

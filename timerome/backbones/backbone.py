@@ -7,13 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
 
 from ..coordinates import MODULES, Site
 from .architectures import Architecture, Inputs, resolve
+from .checksums import parts_of, whole
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,10 @@ class Announcement:
 
 
 _NOTHING = Announcement()
+# Tokenizer -> what its vocabulary was hashed as, and when that is no longer true. Not every tokenizer can be a key.
+_vocabularies: dict[int, tuple[ref[Any], tuple[Any, ...], str]] = {}
 # An announcement belongs to the call that makes it: other threads and tasks do not see it.
-_ANNOUNCED: ContextVar[Mapping[int, Announcement]] = ContextVar("timerome_announced", default={})
+_ANNOUNCED: ContextVar[Mapping[int, Announcement]] = ContextVar("timerome_announced", default=MappingProxyType({}))
 
 
 class Backbone:
@@ -363,34 +368,39 @@ class Backbone:
         tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
         for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-            digest.update(_whole(tensor.detach()).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            digest.update(whole(tensor.detach()).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     def fingerprint(self) -> str:
-        """Identify this model's weights and layout: architecture, sizes, and a sample of every parameter's bytes.
+        """Identify this model's weights and layout: architecture, sizes, and all that a checkpoint of it would hold.
 
-        Cheap enough for billions of parameters: at most 4 KiB a parameter are hashed. Independent of the dtype the
-        model was loaded in where that dtype holds the values exactly, and of the device. Never cached: weights may be
-        loaded or trained after wrapping.
+        So weights in buffers count (GPTQ, int8), and tables that a forward leaves behind do not. Every number counts:
+        see :func:`timerome.backbones.checksums.checksum`. Independent of the float dtype the model was loaded in where
+        that dtype holds the values exactly, and of the device. Never cached: weights may be loaded or trained after
+        wrapping.
+
+        Raises:
+            TimeromeError: weights are on the meta device, where there are no numbers.
         """
         digest = hashlib.sha256(f"{self.architecture.name}/{self.n_layers}/{self.hidden_size}".encode())
-        for name, tensor in sorted(self.model.named_parameters(), key=lambda pair: pair[0]):
-            flat = _whole(tensor.detach()).reshape(-1)
-            sample = flat[:: max(1, flat.numel() // 1024)][:1024].float().cpu().contiguous()
-            digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.numpy().tobytes())
+        for part in parts_of(self.model):
+            digest.update(part)
         return digest.hexdigest()[:16]
 
     def tokenizer_digest(self) -> str:
-        """Hash of the tokenizer's vocabulary, or ``"none"``."""
-        if self.tokenizer is None or not hasattr(self.tokenizer, "get_vocab"):
+        """Hash of the tokenizer's vocabulary, or ``"none"``. Made anew when tokens were added."""
+        tokenizer = self.tokenizer
+        if tokenizer is None or not hasattr(tokenizer, "get_vocab"):
             return "none"
-        vocab = sorted(self.tokenizer.get_vocab().items())
-        return hashlib.sha256(repr(vocab).encode()).hexdigest()[:16]
+        added = getattr(tokenizer, "get_added_vocab", None)
+        state = None if added is None else (len(tokenizer), tuple(sorted(added().items())))
+        known = _vocabularies.get(id(tokenizer))
+        if state is None or known is None or known[0]() is not tokenizer or known[1] != state:
+            digest = hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16]
+            if state is None:
+                return digest
+            known = _vocabularies[id(tokenizer)] = (ref(tokenizer), state, digest)
+        return known[2]
 
     def __repr__(self) -> str:
         return f"Backbone({self.name}: {self.architecture.name}, {self.n_layers} layers, d = {self.hidden_size})"
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """A tensor whose parts may be spread over processes, put together; each of them must ask for it."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

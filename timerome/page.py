@@ -7,11 +7,6 @@ from html import escape
 from importlib.resources import files
 
 
-def style() -> str:
-    """Return the pages' style sheet."""
-    return files("timerome").joinpath("assets/page.css").read_text(encoding="utf-8").strip()
-
-
 def page(title: str, subtitle: str, sections: Iterable[tuple[str, str]]) -> str:
     """Return a whole page.
 
@@ -20,11 +15,12 @@ def page(title: str, subtitle: str, sections: Iterable[tuple[str, str]]) -> str:
         subtitle: HTML.
         sections: heading, which may be empty, and HTML of each.
     """
+    style = files("timerome").joinpath("assets/page.css").read_text(encoding="utf-8").strip()
     body = "".join((f"<h2>{text(heading)}</h2>\n" if heading else "") + html + "\n" for heading, html in sections)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>timerome: {text(title)}</title>\n<style>\n{style()}\n</style>\n</head>\n<body>\n"
+        f"<title>timerome: {text(title)}</title>\n<style>\n{style}\n</style>\n</head>\n<body>\n"
         f'<header>\n<h1>{text(title)}</h1>\n<p class="soft">{subtitle}</p>\n</header>\n{body}</body>\n</html>\n'
     )
 
@@ -37,6 +33,16 @@ def text(value: str) -> str:
 def join(*parts: str) -> str:
     """Return plain texts as one line of HTML."""
     return " · ".join(text(part) for part in parts)
+
+
+def listed(items: Iterable[str]) -> str:
+    """Return plain texts as an HTML list."""
+    return "<ul>" + "".join(f"<li>{text(item)}</li>" for item in items) + "</ul>"
+
+
+def scrolled(html: str) -> str:
+    """Return HTML that scrolls sideways where it is too wide."""
+    return f'<div class="scroll">{html}</div>'
 
 
 def table(

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from ._files import write_text
-from .page import join, style, table, text
+from .page import join, listed, page, scrolled, table, text
 
 SHOWN = 8  # texts shown of each set; the others are folded away
+VARIANTS = ("shipped", "null", "paper mode")
+SETS = {
+    "held_out": "TOFU, other authors",
+    "held_out_relations": "relation facts",
+    "held_out_unknown": "questions on authors the model does not know",
+}
 
 CAVEATS = (
     "The testbed has a few million parameters and knows its facts by heart. Its log-probabilities move by hundreds of "
@@ -21,14 +25,20 @@ CAVEATS = (
     "memory is attached; who has the weights alone has the facts.",
     "A low log-probability of the old answer is not the same as never having known it. Forget quality against a model "
     "that was never taught the facts is a separate measurement and not part of this page.",
-    "The gate was calibrated on questions like the held-out ones. Of other kinds of text it promises nothing.",
     "Intervals are over facts alone: model, sampler and mask draws are fixed by their seeds.",
     "The traced facts are a few of the forget set, and the random sites are few: read the site comparison as an "
     "indication.",
 )
 
 
-def write_report(path: Path, results: Mapping[str, Any], texts: Sequence[Mapping[str, Any]], *, heatmap: Path) -> None:
+def write_report(
+    path: Path,
+    results: Mapping[str, Any],
+    texts: Sequence[Mapping[str, Any]],
+    *,
+    heatmap: Path,
+    rows: Sequence[Sequence[str]],
+) -> None:
     """Write the demo's results as one self-contained page; whole or not at all.
 
     Args:
@@ -36,83 +46,98 @@ def write_report(path: Path, results: Mapping[str, Any], texts: Sequence[Mapping
         results: what :func:`timerome.demo.run_demo` returns.
         texts: its texts, before and after.
         heatmap: PNG that is put inside the page.
+        rows: the main numbers: what, shipped, null, paper mode.
     """
-    write_text(path, render_report(results, texts, heatmap.read_bytes()))
+    write_text(path, render_report(results, texts, heatmap.read_bytes(), rows))
 
 
-def render_report(results: Mapping[str, Any], texts: Sequence[Mapping[str, Any]], heatmap: bytes) -> str:
+def render_report(
+    results: Mapping[str, Any], texts: Sequence[Mapping[str, Any]], heatmap: bytes, rows: Sequence[Sequence[str]]
+) -> str:
     """Return the page as text; see :func:`write_report`. ``heatmap`` is a PNG's bytes."""
-    from .demo import summary_rows
-
-    counts, retain = results["protocol"]["n"], results["retain"]
-    generation, refusal = results["generation"], results["settings"]["shipped"]["new_object"]
+    trace, counts = results["trace"], results["protocol"]["n"]
     by_set = {name: [row for row in texts if row["set"] == name] for name in counts}
-    template = Template(files("timerome").joinpath("assets/report.html").read_text(encoding="utf-8"))
-    return template.substitute(
-        style=style(),
-        title="Forgetting TOFU forget01 without touching a weight",
-        subtitle=join(results["backbone"], f"timerome {results['versions']['timerome']}"),
-        lead=text(
-            f"An edit memory of {counts['forget']} facts was built in {results['seconds']['build']:.2f} s, attached to "
-            f"the model, and measured. Asked for one of these facts the model shall say: “{refusal}” Whatever else "
-            "it is asked shall come out as before."
+    held_out = by_set["held_out"][:4] + by_set["held_out_relations"] + by_set["held_out"][4:]
+    image = "data:image/png;base64," + base64.b64encode(heatmap).decode()
+    sections = (
+        ("", _lead(results) + _tiles(results)),
+        (
+            "What the edit did",
+            "<p>Shipped: replacement by a refusal. Null: plain forgetting. Both act where the model is about to say "
+            "what is forgotten. Paper mode: one shared memory that acts on every token of every input, with no gate "
+            "and nothing protected, at the traced coordinate. Δ is after minus before, paired by fact on the same mask "
+            "draws.</p>" + scrolled(table(("", *VARIANTS), rows, strong=1)),
         ),
-        tiles=_tiles(results),
-        columns=text(
-            "Shipped: replacement by a refusal, gated. Null: plain forgetting, gated the same way. Paper mode: one "
-            "shared memory that acts on every token of every input, with no gate and nothing protected, at the traced "
-            "coordinate. Δ is after minus before, paired by fact on the same mask draws."
+        (
+            "What stayed",
+            "<p>None of these facts was used to build, protect or choose anything.</p>" + scrolled(_retained(results)),
         ),
-        main_table=table(("", "shipped", "null", "paper mode"), summary_rows(results), strong=1),
-        retain_table=_retain_table(results),
-        verdict=text(results["trace"]["verdict"]),
-        heatmap="data:image/png;base64," + base64.b64encode(heatmap).decode(),
-        heatmap_caption=text(
-            "Share of the clean run's advantage that comes back at later denoising steps when one place of the "
-            f"corrupted run is given its clean activations; {results['trace']['facts']} facts. "
-            "The square marks the largest. The last block is left out: its output at the answer's positions is the "
-            "prediction itself."
+        (
+            "Where the facts are carried",
+            f'<p>{text(trace["verdict"])}</p><figure><img src="{image}" '
+            'alt="Heat maps of the indirect effect by layer and denoising step"><figcaption>'
+            + text(
+                "Share of the clean run's advantage that comes back at later denoising steps when one place of the "
+                f"corrupted run is given its clean activations; {trace['facts']} facts. The square marks the largest. "
+                "The last block is left out: its output at the answer's positions is the prediction itself."
+            )
+            + "</figcaption></figure>"
+            + scrolled(_sites(results["paper_mode"]["sites"])),
         ),
-        sites_table=_sites_table(results["paper_mode"]["sites"]),
-        forget_texts=_texts(by_set["forget"]),
-        paraphrase_texts=_texts(by_set["paraphrase"]),
-        retain_texts=_texts(by_set["held_out"][:4] + by_set["held_out_relations"] + by_set["held_out"][4:]),
-        protocol=_protocol(results, generation),
-        caveats="".join(f"<li>{text(caveat)}</li>" for caveat in (*_findings(results, retain), *CAVEATS)),
-        settings_table=_settings_table(results),
-        versions=join(*(f"{name} {value}" for name, value in results["versions"].items())),
+        (
+            "Before and after, in words",
+            "".join(
+                f"<h3>{heading}</h3>{scrolled(_texts(shown))}"
+                for heading, shown in (
+                    ("Facts to be forgotten", by_set["forget"]),
+                    ("The same, asked in words the editor never saw", by_set["paraphrase"]),
+                    ("Held-out facts", held_out),
+                )
+            ),
+        ),
+        ("How it was measured", _protocol(results)),
+        ("What these numbers do not say", listed((*_findings(results), *CAVEATS))),
+        ("Settings and cost", scrolled(_settings(results)) + f'<p class="soft">{_versions(results)}</p>'),
     )
+    subtitle = join(results["backbone"], f"timerome {results['versions']['timerome']}")
+    return page("Forgetting TOFU forget01 without touching a weight", subtitle, sections)
+
+
+def _blocks(results: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    return results, results["null"], results["paper_mode"]
+
+
+def _lead(results: Mapping[str, Any]) -> str:
+    return "<p>" + text(
+        f"An edit memory of {results['protocol']['n']['forget']} facts was built in {results['seconds']['build']:.2f} "
+        f"s, attached to the model, and measured. Asked for one of these facts the model shall say: "
+        f"“{results['answer']}” Whatever else it is asked shall come out as before."
+    ) + "</p>"  # fmt: skip
 
 
 def _tiles(results: Mapping[str, Any]) -> str:
     retain, generation = results["retain"], results["generation"]
     tiles = (
-        (
-            f"{results['forget']['delta_logprob_nats']:+.0f} nats",
-            "mean change of the forgotten answers’ log-probability",
-        ),
-        (f"{results['paraphrase']['delta_logprob_nats']:+.0f} nats", "the same, asked in words the editor never saw"),
-        (f"{retain['delta_logprob_nats']:+.2f} nats", f"mean change of {retain['n']} held-out facts"),
-        (f"{generation['retain_unchanged']:.1%}", f"of {generation['retain_n']} held-out answers decode unchanged"),
+        (results["forget"]["delta_logprob_nats"], "{:+.0f} nats", "mean change of the forgotten answers’ likelihood"),
+        (results["paraphrase"]["delta_logprob_nats"], "{:+.0f} nats", "the same, in words the editor never saw"),
+        (retain["delta_logprob_nats"], "{:+.2f} nats", f"mean change of {retain['n']} held-out facts"),
+        (generation["retain_unchanged"], "{:.1%}", f"of {generation['retain_n']} held-out answers decode unchanged"),
     )
-    return "".join(f'<div class="tile"><b>{text(value)}</b><span>{text(name)}</span></div>' for value, name in tiles)
+    shown = (f'<div class="tile"><b>{text(p.format(v))}</b><span>{text(name)}</span></div>' for v, p, name in tiles)
+    return f'<div class="tiles">{"".join(shown)}</div>'
 
 
-def _retain_table(results: Mapping[str, Any]) -> str:
-    names = {
-        "held_out": "TOFU, other authors",
-        "held_out_relations": "relation facts",
-        "held_out_unknown": "questions on authors the model does not know",
-    }
+def _retained(results: Mapping[str, Any]) -> str:
     rows = []
-    for key, name in names.items():
-        for variant, block in (("shipped", results), ("null", results["null"]), ("paper mode", results["paper_mode"])):
+    for key, name in SETS.items():
+        for variant, block in zip(VARIANTS, _blocks(results), strict=True):
             found = block["retain"]["sets"][key]
             same = found["text_unchanged"]
             rows.append((
                 name if variant == "shipped" else "", variant, str(found["n"]), f"{found['delta_logprob_nats']:+.2f}",
-                "[{:+.2f}, {:+.2f}]".format(*found["interval"]), f"{found['worst_delta_nats']:+.2f}",
-                "–" if same is None else f"{same:.1%}", f"{found['edited_rows']:,}",
+                "–" if None in found["interval"] else "[{:+.2f}, {:+.2f}]".format(*found["interval"]),
+                f"{found['worst_delta_nats']:+.2f}", "–" if same is None else f"{same:.1%}",
+                f"{found['edited_rows']:,}",
             ))  # fmt: skip
     columns = (
         "held-out set", "memory", "facts", "Δ log-prob, nats", "95 % interval", "worst fact, nats", "text same",
@@ -121,7 +146,7 @@ def _retain_table(results: Mapping[str, Any]) -> str:
     return table(columns, rows, numbers_from=2)
 
 
-def _sites_table(sites: Iterable[Mapping[str, Any]]) -> str:
+def _sites(sites: Iterable[Mapping[str, Any]]) -> str:
     rows = [
         (
             site["name"] + (" (the same place)" if "same_as" in site else ""), f"{site['site']}, {site['role']}",
@@ -135,9 +160,9 @@ def _sites_table(sites: Iterable[Mapping[str, Any]]) -> str:
     return table(columns, rows, numbers_from=2, caption=caption)
 
 
-def _protocol(results: Mapping[str, Any], generation: Mapping[str, Any]) -> str:
+def _protocol(results: Mapping[str, Any]) -> str:
     protocol = results["protocol"]
-    items = (
+    return listed((
         f"Log-probability: {protocol['likelihood']}; summed over the answer’s tokens, in nats.",
         f"Decoded text: {protocol['decoding']}.",
         "ROUGE-L recall against the true answer, with stemming; distinct-2 is the share of different word pairs, "
@@ -147,49 +172,42 @@ def _protocol(results: Mapping[str, Any], generation: Mapping[str, Any]) -> str:
         f"held-out text with the other memories: {results['null']['generation']['retain_n']}, TOFU only.",
         f"Backward passes are counted at autograd’s entry points: {results['backward_passes']}. SHA-256 of every "
         f"parameter and buffer, before and after: {'equal' if results['weights_unchanged'] else 'DIFFERENT'}.",
-    )
-    return "<ul>" + "".join(f"<li>{text(item)}</li>" for item in items) + "</ul>"
+    ))  # fmt: skip
 
 
-def _findings(results: Mapping[str, Any], retain: Mapping[str, Any]) -> list[str]:
+def _findings(results: Mapping[str, Any]) -> list[str]:
     """What went wrong in this run, said before the general caveats."""
+    paper, worst = results["paper_mode"], results["retain"]["worst_delta_nats"]
     found = []
-    paper = results["paper_mode"]["retain"]["delta_logprob_nats"]
-    forget = results["paper_mode"]["forget"]["delta_logprob_nats"]
-    if paper < -1:
+    if paper["retain"]["delta_logprob_nats"] < -1:
         found.append(
-            f"Without a gate, held-out facts change by {paper:+.0f} nats while the forgotten ones change by "
-            f"{forget:+.0f}: at this model’s size the ungated memory does not keep to its facts."
+            f"Without a gate, held-out facts change by {paper['retain']['delta_logprob_nats']:+.0f} nats while the "
+            f"forgotten ones change by {paper['forget']['delta_logprob_nats']:+.0f}: at this model’s size the ungated "
+            "memory does not keep to its facts."
         )
-    if retain["worst_delta_nats"] < -2:
+    if worst < -2:
         found.append(
-            f"One held-out fact lost {-retain['worst_delta_nats']:.1f} nats with the shipped memory: its gate fired "
-            "where it should not."
+            f"One held-out fact lost {-worst:.1f} nats with the shipped memory: its gate opened where it should not."
         )
-    if results["forget"]["worst_delta_nats"] > -15:
-        found.append(
-            f"One fact that should be forgotten changed by only {results['forget']['worst_delta_nats']:+.1f} nats."
-        )
+    if (least := results["forget"]["worst_delta_nats"]) > -15:
+        found.append(f"One fact that should be forgotten changed by only {least:+.1f} nats.")
     return found
 
 
-def _settings_table(results: Mapping[str, Any]) -> str:
-    blocks = (results, results["null"], results["paper_mode"])
-    rows = [(key, *(_plain(block[key]) for block in blocks)) for key in
-            ("coordinate", "estimator", "alpha", "ridge", "sparsity", "rank")]  # fmt: skip
-    rows.append(
-        ("gate", *("none" if b["gate"] is None else f"{b['gate']['kind']}, {b['gate']['site']}" for b in blocks))
-    )
-    rows.append(
-        ("gate threshold, cosine", *("–" if b["gate"] is None else f"{b['gate']['threshold']:.3f}" for b in blocks))
-    )
-    rows.append(("seconds to build", *(f"{b['seconds']['build']:.2f}" for b in blocks)))
+def _settings(results: Mapping[str, Any]) -> str:
+    def plain(value: Any) -> str:
+        return f"{value:g}" if isinstance(value, float) else str(value)
+
+    names = ("coordinate", "method", "gate", "alpha", "ridge", "sparsity", "rank")
+    rows = [(name, *(plain(block[name]) for block in _blocks(results))) for name in names]
+    rows.append(("seconds to build", *(f"{block['seconds']['build']:.2f}" for block in _blocks(results))))
     seconds = results["seconds"]
-    caption = (
-        f"Tracing took {seconds['trace']:.0f} s, calibrating the gates, once a model, {seconds['calibrate']:.1f} s, "
-        f"everything together {seconds['total']:.0f} s."
-    )
-    return table(("", "shipped", "null", "paper mode"), rows, caption=caption)
+    caption = f"Tracing took {seconds['trace']:.0f} s, everything together {seconds['total']:.0f} s."
+    return table(("", *VARIANTS), rows, caption=caption)
+
+
+def _versions(results: Mapping[str, Any]) -> str:
+    return join(*(f"{name} {value}" for name, value in results["versions"].items()))
 
 
 def _texts(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -206,7 +224,3 @@ def _texts(rows: Sequence[Mapping[str, Any]]) -> str:
     rest = rows[SHOWN:]
     more = f"<details><summary>{len(rest)} more</summary>{shown(rest)}</details>" if rest else ""
     return shown(rows[:SHOWN]) + more
-
-
-def _plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)

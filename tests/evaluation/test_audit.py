@@ -31,9 +31,7 @@ def values(report, condition):
 def test_a_known_fact_comes_out_and_an_edit_keeps_it_in(tmp_path):
     backbone = planted()
     facts = known(backbone)
-    memory = tr.EditMemory.build(
-        backbone, facts, coordinate=tr.Coordinate(1), gate=None, protect=None, bank=tr.BankConfig(canvases=(None, 2))
-    )
+    memory = tr.paper_memory(backbone, facts, at=1, method=tr.Ridge("null", states=tr.BankConfig(canvases=(None, 2))))
     report = run_audit(backbone, facts, out=tmp_path, memory=memory, protocol=SMALL)
     before, after = values(report, "no edit"), values(report, "edited")
     assert before["plain"] == before["paraphrase"] == before["worst"] == 1.0
@@ -133,7 +131,8 @@ def test_the_best_of_several_wordings_counts_and_what_was_just_read_does_not(tmp
 def test_baselines_are_audited_beside_the_edit(tmp_path):
     backbone = tiny_llada()
     facts = tr.FactSet(decoded_facts(backbone, 1, canvas=2))
-    memory = tr.EditMemory.build(backbone, facts, coordinate=tr.Coordinate(1), bank=tr.BankConfig(canvases=(None,)))
+    memory = tr.EditMemory(backbone)
+    memory.forget(facts, answer=None)
     protocol = AuditProtocol(canvas=2, steps=2, fractions=(1.0,))
     report = run_audit(backbone, facts, out=tmp_path, memory=memory, protocol=protocol, baselines=True)
     assert list(report.conditions)[:3] == ["no edit", "edited", "random site"]

@@ -8,8 +8,8 @@ import pytest
 from tests.evaluation.scripted import Scripted, reason, value, write
 from timerome.datasets import Record, counterfact_snippets
 from timerome.evaluation import Absent
-from timerome.evaluation.benchmarks.asking import EditProtocol
-from timerome.evaluation.benchmarks.counterfact import Snippets, measure_counterfact
+from timerome.evaluation.suites.asking import EditProtocol
+from timerome.evaluation.suites.counterfact import Snippets, measure_counterfact
 
 # Metrics by hand ------------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.evaluation.scripted import Scripted, reason, value
 from timerome.datasets import Record
-from timerome.evaluation.benchmarks.knowedit import measure_knowedit
+from timerome.evaluation.suites.knowedit import measure_knowedit
 
 ONE = Record(
     "knowedit-x-0", "p1", "peru", "lima", "new york city", ("r1",),

@@ -5,11 +5,8 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from timerome.evaluation import Absent, Measurement, UnlikeMeasurementsError, average, paired
-from timerome.evaluation.measurement import result_from_dict
+from timerome.evaluation import Absent, Measurement, UnlikeMeasurementsError, paired
 
 VALUES = {"a": 1.0, "b": 0.0, "c": 1.0, "d": 0.5}
 
@@ -41,30 +38,9 @@ def test_what_cannot_be_computed_is_absent_with_its_reason_and_never_a_number():
     ("change", "what"),
     [({"metric": "ps"}, "metric"), ({"protocol": "onestep"}, "protocol"), ({"unit": "nats"}, "unit")],
 )
-def test_unlike_metrics_cannot_be_averaged_or_compared(change, what):
-    other = measured({"x": 1.0}, **change)
-    with pytest.raises(UnlikeMeasurementsError, match=what):
-        average([measured(), other])
+def test_unlike_metrics_cannot_be_compared(change, what):
     with pytest.raises(UnlikeMeasurementsError, match=what):
         paired(measured(), measured(**change))
-
-
-def test_absent_metrics_cannot_be_averaged():
-    with pytest.raises(UnlikeMeasurementsError, match="no file"):
-        average([measured(), Absent("em", "no file")])
-
-
-def test_a_record_counts_once():
-    with pytest.raises(UnlikeMeasurementsError, match="'a'"):
-        average([measured(), measured({"a": 1.0})])
-
-
-@given(st.lists(st.floats(-5, 5), min_size=2, max_size=12), st.integers(1, 11))
-def test_pooling_parts_is_measuring_the_whole(values, cut):
-    named = {str(i): v for i, v in enumerate(values)}
-    parts = [dict(list(named.items())[:cut]), dict(list(named.items())[cut:])]
-    pooled = average([measured(part) for part in parts if part])
-    assert pooled == measured(named)
 
 
 def test_paired_conditions_have_difference_interval_p_value_and_effect_size():
@@ -87,6 +63,6 @@ def test_pairing_wants_the_same_records():
 
 
 def test_everything_survives_json():
-    for result in (measured(), measured({"a": 1.0}), Absent("em", "why")):
-        again = result_from_dict(json.loads(json.dumps(result.to_dict(), allow_nan=False)))
+    for result in (measured(), measured({"a": 1.0})):
+        again = Measurement.from_dict(json.loads(json.dumps(result.to_dict(), allow_nan=False)))
         assert again.to_dict() == result.to_dict()

@@ -8,12 +8,14 @@ difference and shows both values.
 import json
 import math
 from pathlib import Path
+from statistics import harmonic_mean
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from timerome.evaluation.comparison import STATISTICS
 from timerome.evaluation.metrics import editing, extraction, membership, tofu
 from timerome.evaluation.metrics.text import TfIdf, answer_f1, consistency
 from timerome.functional.text import ngram_entropy, rouge_l
@@ -54,7 +56,7 @@ def recorded(name, style):
 def test_tofu_is_what_its_aggregation_script_computes():
     found = tofu_terms(tofu.log_truth_ratio)
     assert found == pytest.approx(recorded("aggregation", "aggregation"))
-    utility = tofu.harmonic_mean([found[term] for term in tofu.UTILITY_TERMS])
+    utility = harmonic_mean([found[term] for term in tofu.UTILITY_TERMS])
     assert utility == pytest.approx(TOFU["aggregation"]["Model Utility"])
 
 
@@ -137,7 +139,7 @@ def test_counterfact_by_hand():
     assert editing.success(2.0, 1.0) == editing.success(1.0, 1.0) == 0.0  # strict: a tie is no success
     assert editing.magnitude(math.log(2), math.log(4)) == pytest.approx(0.25)
     # Published: MEMIT's row for GPT-J, 10 000 edits: ES 98.9, PS 88.6, NS 73.7 make S 85.8.
-    assert 100 * editing.counterfact_score(0.989, 0.886, 0.737) == pytest.approx(85.8, abs=0.05)
+    assert 100 * harmonic_mean([0.989, 0.886, 0.737]) == pytest.approx(85.8, abs=0.05)
 
 
 @given(st.floats(0, 20), st.floats(0, 20))
@@ -173,13 +175,6 @@ def test_zsre_of_rome_counts_the_first_sub_token_only():
     assert (theirs, ours) == (1.0, 0.0)
 
 
-def test_retention_of_earlier_edits_by_hand():
-    rows = [[1.0], [1.0, 1.0], [0.5, 1.0, 1.0], [0.0, 1.0, 0.5, 1.0]]
-    assert editing.previous_edit_retention(rows) == [1.0, 0.75, 0.5]
-    with pytest.raises(ValueError, match="3 values in row 2"):
-        editing.previous_edit_retention([[1.0], [1.0, 1.0], [1.0]])
-
-
 @pytest.mark.parametrize(
     ("text", "answer", "said", "mentioned"),
     [("The Hague", "the  hague.", 1, 1), ("In The Hague.", "The Hague", 0, 1), ("Then", "The", 0, 0), ("", "x", 0, 0),
@@ -200,18 +195,17 @@ def public_loop(hits):
     return 1 - k / len(hits)
 
 
+def suffixes_of(hits):
+    return [int(all(hits[k:])) for k in range(len(hits))]
+
+
 @given(HITS)
-def test_extraction_strength_is_the_definition_and_compat_is_the_public_loop(hits):
-    recovered = extraction.suffixes_of(hits)
+def test_extraction_strength_is_the_definition_and_the_public_loop_differs_where_nothing_comes_out(hits):
     shortest = min((k for k in range(len(hits)) if all(hits[k:])), default=len(hits))
-    assert extraction.extraction_strength(recovered) == pytest.approx(1 - shortest / len(hits))
-    assert extraction.extraction_strength(recovered, compat=True) == pytest.approx(public_loop(hits))
-
-
-def test_the_public_loop_differs_where_nothing_comes_out():
-    nothing = extraction.suffixes_of([0, 0, 0, 0])
-    assert extraction.extraction_strength(nothing) == 0.0
-    assert extraction.extraction_strength(nothing, compat=True) == public_loop([0, 0, 0, 0]) == 0.25
+    found = extraction.extraction_strength(suffixes_of(hits))
+    assert found == pytest.approx(1 - shortest / len(hits))
+    # Its variable keeps its last value there, so that it scores 1/L in place of 0.
+    assert public_loop(hits) == pytest.approx(found if hits[-1] else 1 / len(hits))
 
 
 @given(st.sampled_from(extraction.GEOMETRIES), st.integers(1, 30), st.data())
@@ -236,7 +230,7 @@ def test_infill_strength_of_all_suffixes_is_extraction_strength(hits):
     n = len(hits)
     fractions = [(n - k) / n for k in range(n)]
     recovered = [sum(hits[k:]) / (n - k) for k in range(n)]
-    wanted = extraction.extraction_strength(extraction.suffixes_of(hits))
+    wanted = extraction.extraction_strength(suffixes_of(hits))
     assert extraction.infill_strength(fractions, recovered) == pytest.approx(wanted)
 
 
@@ -250,7 +244,7 @@ def test_exact_memorization_by_hand_and_as_open_unlearning_has_it():
 
 
 def test_extraction_strength_by_hand():
-    assert extraction.extraction_strength(extraction.suffixes_of([0, 1, 0, 1, 1])) == pytest.approx(1 - 3 / 5)
+    assert extraction.extraction_strength(suffixes_of([0, 1, 0, 1, 1])) == pytest.approx(1 - 3 / 5)
     # What comes out by decoding may fail later although it came earlier: the shortest prefix counts.
     assert extraction.extraction_strength([0, 1, 0, 1]) == 0.75
     assert extraction.infill_strength([0.25, 0.5, 0.75, 1.0], [1.0, 0.5, 1.0, 0.2]) == 0.75
@@ -301,24 +295,18 @@ def test_base_agreement_by_hand_is_to_the_letter():
     assert [editing.same_text(a, b) for a, b in zip(before, after, strict=True)] == [1.0, 0.0, 0.0]
 
 
+def area(members, others):
+    return float(membership.area(np.array(members, dtype=float), np.array(others, dtype=float)))
+
+
 def test_auc_as_scikit_learn_has_it():
-    members, others = [-1.0, -2.0, -0.5, -3.0, -1.5], [-1.2, -2.5, -4.0, -1.5]
-    assert membership.auc(members, others) == pytest.approx(0.675)
-    assert membership.auc([1.0, 1.0], [1.0]) == 0.5
-
-
-@given(st.lists(st.integers(-5, 5), min_size=1, max_size=9), st.lists(st.integers(-5, 5), min_size=1, max_size=9))
-def test_auc_counts_pairs(members, others):
-    pairs = [(m > o) + 0.5 * (m == o) for m in members for o in others]
-    assert membership.auc(members, others) == pytest.approx(sum(pairs) / len(pairs))
+    assert area([-1.0, -2.0, -0.5, -3.0, -1.5], [-1.2, -2.5, -4.0, -1.5]) == pytest.approx(0.675)
+    assert area([1.0, 1.0], [1.0]) == 0.5
 
 
 def test_privleak_has_the_sign_of_muse():
-    assert membership.privleak(1.0, 0.5) == -100.0  # every member found: nothing was unlearned
-    assert membership.privleak(0.2, 0.4) == pytest.approx(100 * (0.8 - 0.6) / 0.6)
-    assert membership.privleak(0.4, 0.4) == 0.0
-    with pytest.raises(ValueError, match="below 1"):
-        membership.privleak(0.5, 1.0)
+    found = STATISTICS["PrivLeak"]([np.array([2.0]), np.array([1.0])])
+    assert found == -100.0  # every member found: nothing was unlearned
 
 
 # Text ----------------------------------------------------------------------------------------------------------------

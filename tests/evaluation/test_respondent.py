@@ -12,7 +12,6 @@ from tests.tiny import TinyTokenizer, planted, tiny_dream, tiny_facts, tiny_llad
 from timerome.diffusion import SamplerConfig, encode, generate, log_likelihood
 from timerome.evaluation import Condition, Respondent, respondent
 from timerome.evaluation.answers import AnswerFile
-from timerome.evaluation.respondent import memory_digest
 from timerome.evaluation.tokens import hidden_in, read_states, token_scores
 
 FACTS = tiny_facts(8)
@@ -124,14 +123,23 @@ def test_a_condition_may_rewrite_the_prompt():
 def test_memories_are_told_apart_by_what_they_do():
     model = planted()
 
-    def build(n, **more):
-        return tr.EditMemory.build(
-            model, tiny_facts(n), coordinate=tr.Coordinate(2), bank=tr.BankConfig(canvases=(None,)), **more
-        )
+    def condition(n, answer="king"):
+        memory = tr.EditMemory(model)
+        memory.replace(tiny_facts(n), answer)
+        return Condition.of_memory(memory)
 
-    digests = [memory_digest(build(*a, **k)) for a, k in (((1,), {}), ((1,), {}), ((2,), {}), ((1,), {"alpha": 2.0}))]
-    assert digests[0] == digests[1]
-    assert len(set(digests)) == 3
+    found = [condition(*a).identity for a in ((1,), (1,), (2,), (1, "river"))]
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
+
+
+def test_rows_edited_are_counted_by_edit():
+    model = planted()
+    memory = tr.EditMemory(model)
+    memory.replace(tiny_facts(1), "king")
+    r = Respondent(model, Condition.of_memory(memory))
+    assert r.texts([f.prompt for f in FACTS], canvas=3, sampler=STEPS)[0] == "king"
+    assert list(r.hits) == ["tiny-0"]
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):

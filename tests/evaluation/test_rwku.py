@@ -11,9 +11,9 @@ from tests.evaluation.scripted import Scripted, reason, value
 from tests.tiny import VOCAB, planted, tiny_facts
 from timerome.diffusion import encode
 from timerome.evaluation import Absent, Respondent
-from timerome.evaluation.benchmarks.rwku import RwkuProtocol, as_chat, measure_rwku
 from timerome.evaluation.metrics import editing
 from timerome.evaluation.metrics.text import answer_f1
+from timerome.evaluation.suites.rwku import RwkuProtocol, as_chat, measure_rwku
 
 
 def numbered(name, rows):

@@ -1,4 +1,4 @@
-"""Intervals, paired tests and effect sizes."""
+"""Intervals, paired tests and effect sizes of means."""
 
 import itertools
 import math
@@ -8,43 +8,54 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from timerome.evaluation.statistics import Interval, bootstrap_ci, paired_effect_size, paired_permutation_test
+from timerome.evaluation import Measurement, UnlikeMeasurementsError, paired
+from timerome.functional.bootstrap import Interval, bootstrap_ci
 
 VALUES = st.lists(st.integers(-5, 5), min_size=1, max_size=8)  # whole numbers: sums do not depend on their order
 
 
-@settings(deadline=None, max_examples=50)
+def compared(a, b, *, seed=0, **more):
+    """How b differs from a, record by record."""
+    conditions = ({str(i): float(v) for i, v in enumerate(values)} for values in (a, b))
+    return paired(*(Measurement.over("em", c, protocol="l2r", seed=seed) for c in conditions), **more)
+
+
+@settings(deadline=None, max_examples=30)
 @given(VALUES, VALUES)
 def test_exact_permutation_test_counts_every_sign_flip(a, b):
     n = min(len(a), len(b))
     a, b = np.array(a[:n]), np.array(b[:n])
-    flips = [np.sum((a - b) * signs) for signs in itertools.product((1, -1), repeat=n)]
-    less, greater = (np.mean([test(f, np.sum(a - b)) for f in flips]) for test in (np.less_equal, np.greater_equal))
-    wanted = {"less": less, "greater": greater, "two-sided": min(1.0, 2 * min(less, greater))}
-    for alternative, p_value in wanted.items():
-        result = paired_permutation_test(a, b, alternative=alternative)
-        assert result.exact and result.n == n
-        assert result.p_value == pytest.approx(p_value)
-        assert result.difference == pytest.approx(np.mean(a - b))
+    flips = [np.sum((b - a) * signs) for signs in itertools.product((1, -1), repeat=n)]
+    less, greater = (np.mean([test(f, np.sum(b - a)) for f in flips]) for test in (np.less_equal, np.greater_equal))
+    result = compared(a, b)
+    assert result.exact and result.n == n
+    assert result.p_value == pytest.approx(min(1.0, 2 * min(less, greater)))
+    assert result.difference == pytest.approx(np.mean(b - a))
 
 
 def test_an_effect_is_found_and_none_is_not():
     rng = np.random.default_rng(0)
     before, noise = rng.normal(size=60), rng.normal(size=60)
-    found = paired_permutation_test(before + 1.0, before + 0.1 * noise)
+    found = compared(before + 0.1 * noise, before + 1.0)
     assert not found.exact and found.p_value == 2 / 10_000  # the least there is
-    assert paired_permutation_test(before + 1.0, before + 0.1 * noise, alternative="less").p_value == 1.0
-    assert paired_permutation_test(before, before).p_value == 1.0
+    assert compared(before, before).p_value == 1.0
 
 
 def test_p_values_are_uniform_where_there_is_no_effect():
     rng = np.random.default_rng(0)
     p_values = [
-        paired_permutation_test(rng.normal(size=20), rng.normal(size=20), resamples=199, seed=i).p_value
-        for i in range(300)
-    ]
-    assert np.mean(np.array(p_values) <= 0.1) == pytest.approx(0.1, abs=0.05)
-    assert np.mean(np.array(p_values) <= 0.5) == pytest.approx(0.5, abs=0.1)
+        compared(rng.normal(size=20), rng.normal(size=20), resamples=199, seed=i).p_value for i in range(150)
+    ]  # fmt: skip
+    assert np.mean(np.array(p_values) <= 0.1) == pytest.approx(0.1, abs=0.06)
+    assert np.mean(np.array(p_values) <= 0.5) == pytest.approx(0.5, abs=0.12)
+
+
+def test_effect_size_by_hand():
+    assert compared([0, 0, 0], [1, 2, 3]).effect_size == 2.0
+    assert compared([1, 2, 3], [0, 0, 0]).effect_size == -2.0
+    assert compared([1, 2], [1, 2]).effect_size == 0.0
+    assert compared([0.1] * 3, [-0.1] * 3).effect_size == -math.inf
+    assert math.isnan(compared([0.0], [1.0]).effect_size)
 
 
 def test_interval_covers_the_mean_at_its_level():
@@ -75,32 +86,21 @@ def test_many_values_stay_within_memory():
     assert bootstrap_ci(np.arange(5000.0), resamples=100).n == 5000
 
 
-def test_effect_size():
-    assert paired_effect_size([1, 2, 3], [0, 0, 0]) == 2.0
-    assert paired_effect_size([0, 0, 0], [1, 2, 3]) == -2.0
-    assert paired_effect_size([1, 2], [1, 2]) == 0.0
-    assert paired_effect_size([-0.1] * 3, [0.1] * 3) == -math.inf
-    assert math.isnan(paired_effect_size([1.0], [0.0]))
-
-
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=20)
 @given(VALUES.filter(lambda v: len(set(v)) > 1), st.integers(1, 9))
 def test_effect_size_has_no_units(differences, scale):
     zero = [0.0] * len(differences)
-    scaled = paired_effect_size(np.multiply(differences, scale), zero)
-    assert scaled == pytest.approx(paired_effect_size(differences, zero))
+    scaled = compared(zero, np.multiply(differences, scale)).effect_size
+    assert scaled == pytest.approx(compared(zero, differences).effect_size)
 
 
-@pytest.mark.parametrize("function", [paired_permutation_test, paired_effect_size])
-def test_bad_pairs_are_refused(function):
-    with pytest.raises(ValueError, match="equal length, .* got 2 and 1"):
-        function([1.0, 2.0], [1.0])
-    with pytest.raises(ValueError, match=r"expected finite a, got nan at \[1\]"):
-        function([1.0, float("nan")], [1.0, 2.0])
-    with pytest.raises(ValueError, match="expected finite b, got inf"):
-        function([1.0, 2.0], [1.0, float("inf")])
-    with pytest.raises(ValueError, match=r"shape \(n,\) .* got \(0,\)"):
-        function([], [])
+def test_bad_pairs_are_refused():
+    with pytest.raises(UnlikeMeasurementsError, match="2 and 1 records of which 1 are shared"):
+        compared([1.0, 2.0], [1.0])
+    with pytest.raises(ValueError, match="finite"):
+        compared([1.0, float("nan")], [1.0, 2.0])
+    with pytest.raises(ValueError, match="resamples of at least 1"):
+        compared([1.0], [2.0], resamples=0)
 
 
 @pytest.mark.parametrize(
@@ -116,10 +116,3 @@ def test_bad_pairs_are_refused(function):
 def test_bad_intervals_are_refused(values, options, message):
     with pytest.raises(ValueError, match=message):
         bootstrap_ci(values, **options)
-
-
-def test_bad_options_are_refused():
-    with pytest.raises(ValueError, match="got 'larger'"):
-        paired_permutation_test([1.0], [2.0], alternative="larger")
-    with pytest.raises(ValueError, match="resamples of at least 1"):
-        paired_permutation_test([1.0], [2.0], resamples=0)

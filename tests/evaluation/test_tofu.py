@@ -15,9 +15,9 @@ from timerome import datasets
 from timerome.datasets import Record
 from timerome.diffusion import SamplerConfig
 from timerome.evaluation import Absent, Measurement, Respondent
-from timerome.evaluation.benchmarks import tofu
-from timerome.evaluation.benchmarks.tofu import TofuProtocol
 from timerome.evaluation.metrics import tofu as metric
+from timerome.evaluation.suites import tofu
+from timerome.evaluation.suites.tofu import TofuProtocol
 from timerome.facts import FactError
 
 FAST = {"samples": 4, "canvas": 3, "sampler": SamplerConfig(steps=3)}
@@ -56,8 +56,6 @@ def test_normalised_probability_by_hand_and_far_below_underflow():
 
 def test_model_utility_has_nine_terms():
     assert len(metric.UTILITY_TERMS) == len(set(metric.UTILITY_TERMS)) == 9
-    assert metric.harmonic_mean([1.0] * 8 + [0.5]) == pytest.approx(0.9)
-    assert metric.harmonic_mean([1.0] * 8 + [0.0]) == 0.0
 
 
 def test_forget_quality_by_hand():
@@ -274,9 +272,7 @@ def test_an_edit_shows_in_every_metric_of_its_facts():
     model = planted()
     facts = [tr.Fact(id=r.id, prompt=r.prompt, subject=s, object=r.object)
              for r, s in zip(records(2), ("kenya", "peru"), strict=True)]  # fmt: skip
-    memory = tr.EditMemory.build(
-        model, facts, coordinate=tr.Coordinate(2), estimator="null", bank=tr.BankConfig(canvases=(None,))
-    )
+    memory = tr.paper_memory(model, facts, at=2, method=tr.Ridge("null", states=tr.BankConfig(canvases=(None,))))
     edited = Respondent(model, Condition.of_memory(memory))
     before, after = (by_name(tofu.measure_tofu(r, {"forget": records(2)}, CHAIN)) for r in (Respondent(model), edited))
     assert after["tofu.forget.log_prob"].value < before["tofu.forget.log_prob"].value - 1

@@ -1,7 +1,6 @@
 """Tuning: the criterion by hand, the search against all of its trials, sets apart, no gradient."""
 
 import pytest
-import torch
 
 import timerome as tr
 from tests.tiny import planted, tiny_facts
@@ -9,10 +8,9 @@ from timerome.diffusion import encode, log_likelihood
 from timerome.evaluation import WeightsWatch
 from timerome.evaluation.baselines import LogitBias
 from timerome.evaluation.tuning import Criterion, tune
-from timerome.facts import FactSet
 
-FACTS = FactSet(tiny_facts(8))
-FIXED = {"coordinate": tr.Coordinate(1), "rank": 8}
+FACTS = tr.FactSet(tiny_facts(8))
+NULL = tr.Ridge("null", rank=8)
 
 
 def test_criterion_is_what_the_model_says_above_unasked_and_what_it_lost():
@@ -44,15 +42,18 @@ def test_a_replaced_fact_falls_short_by_the_cost_of_its_new_object():
     assert criterion(backbone)["shortfall"] == pytest.approx(float(cost))
 
 
-def test_each_axis_is_searched_with_the_others_at_their_best():
+@pytest.mark.parametrize("gated", [True, False])
+def test_each_axis_is_searched_with_the_others_at_their_best(gated):
     backbone = planted()
     grid = {"alpha": (0.1, 1.0), "ridge": (0.01, 1.0, 100.0)}
+    criterion = Criterion(backbone, FACTS[:2], FACTS[2:6])
     with WeightsWatch(backbone) as watch:
-        found = tune(backbone, FACTS[:2], FACTS[2:6], grid=grid, **FIXED)
+        found = tune(criterion, method=NULL, at=1, gated=gated, grid=grid)
     assert watch.backward_passes == 0 and watch.weights_unchanged
     tried = [(t.settings["alpha"], t.settings["ridge"]) for t in found.trials]
     alpha = found.best.settings["alpha"]
     assert tried == [(0.1, 0.01), (1.0, 0.01), (alpha, 1.0), (alpha, 100.0)]
+    assert [(t.method.alpha, t.method.ridge, t.method.rank) for t in found.trials] == [(a, r, 8) for a, r in tried]
     assert found.best.score == min(t.score for t in found.trials)
     weak = next(t for t in found.trials if t.settings["ridge"] == 100.0)
     assert weak.shortfall > found.best.shortfall  # so strong a ridge edits next to nothing
@@ -60,33 +61,28 @@ def test_each_axis_is_searched_with_the_others_at_their_best():
 
 def test_a_trial_is_what_its_memory_measures():
     backbone = planted()
-    found = tune(backbone, FACTS[:2], FACTS[2:4], grid={"sparsity": (0.0, 0.9)}, samples=2, **FIXED)
     criterion = Criterion(backbone, FACTS[:2], FACTS[2:4], samples=2)
+    found = tune(criterion, method=NULL, at=1, gated=False, grid={"sparsity": (0.0, 0.9)})
     for trial in found.trials:
-        memory = tr.EditMemory.build(backbone, FACTS[:2], sparsity=trial.settings["sparsity"], **FIXED)
-        with memory.attached(backbone):
+        with tr.paper_memory(backbone, FACTS[:2], at=1, method=trial.method).attached():
             assert criterion(backbone) == {"shortfall": trial.shortfall, "lost": trial.lost}
     assert found.to_dict()["best"] == dict(found.best.settings)
 
 
-def test_epsilon_reaches_the_gate():
-    negatives = FACTS[4:5].with_new_object(None)
-    with pytest.raises(ValueError, match="false-trigger rate of at least"):
-        tune(planted(), FACTS[:1], FACTS[2:3], negatives=negatives, grid={"epsilon": (1e-9,)}, **FIXED)
+def test_facts_with_a_new_object_are_replaced():
+    criterion = Criterion(planted(), FACTS[:1].with_new_object("king"), FACTS[2:4], samples=2)
+    found = tune(criterion, grid={"alpha": (1.0, 1e-3)})
+    strong, weak = found.trials
+    assert strong.method.targets == "lens"
+    assert found.best is strong and strong.shortfall < weak.shortfall
 
 
-def test_sets_that_overlap_and_empty_grids_are_refused():
+def test_sets_that_overlap_and_bad_grids_are_refused():
     backbone = planted()
-    with pytest.raises(ValueError, match="both facts and retain"):
-        tune(backbone, FACTS[:2], FACTS[1:3])
-    with pytest.raises(ValueError, match="both retain and negatives"):
-        tune(backbone, FACTS[:2], FACTS[2:4], negatives=FACTS[3:5])
+    with pytest.raises(ValueError, match="both edited and retain"):
+        Criterion(backbone, FACTS[:2], FACTS[1:3])
+    criterion = Criterion(backbone, FACTS[:2], FACTS[2:4])
     with pytest.raises(ValueError, match="at least one hyperparameter"):
-        tune(backbone, FACTS[:2], FACTS[2:4], grid={"alpha": ()})
-    with pytest.raises(ValueError, match="give negatives"):
-        tune(backbone, FACTS[:2], FACTS[2:4], grid={"epsilon": (0.1,)})
-
-
-def test_remaining_is_per_fact():
-    criterion = Criterion(planted(), FACTS[:2], FACTS[2:3], estimator="onestep")
-    assert torch.equal(criterion.remaining(criterion.unasked + torch.tensor([2.0, -1.0])), torch.tensor([2.0, 0.0]).double())  # fmt: skip  # noqa: E501
+        tune(criterion, grid={"alpha": ()})
+    with pytest.raises(ValueError, match=r"fields of Ridge, got \['epsilon'\]"):
+        tune(criterion, grid={"epsilon": (0.1,)})

@@ -5,7 +5,7 @@ import pytest
 from tests.evaluation.scripted import Scripted, reason, value
 from timerome.datasets import Record
 from timerome.evaluation import Absent
-from timerome.evaluation.benchmarks.zsre import measure_zsre
+from timerome.evaluation.suites.zsre import measure_zsre
 
 ONE = Record("zsre-1", "q1", "", "", "a b c d", ("r1",), ("nq1",), neighbour_object="x y",
              portability={"one hop": (("port1", "m n o"),)})  # fmt: skip

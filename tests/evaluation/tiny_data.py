@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.evaluation.scripted import write
 from tests.tiny import planted, tiny_facts
-from timerome import BankConfig, Coordinate, EditMemory, FactSet
+from timerome import BankConfig, EditMemory, Ridge
 from timerome.evaluation.run import BenchmarkSettings
 
 FACTS = tiny_facts(4)
@@ -22,10 +22,9 @@ def settings(benchmark: str, **more) -> BenchmarkSettings:
 
 def edit(backbone=None) -> EditMemory:
     """An edit that forgets the first two facts."""
-    return EditMemory.build(
-        backbone or planted(), FactSet(FACTS[:2]), coordinate=Coordinate(1), estimator="null",
-        bank=BankConfig(canvases=(None, 4)),
-    )  # fmt: skip
+    memory = EditMemory(backbone or planted())
+    memory.forget(FACTS[:2], answer=None, method=Ridge("null", states=BankConfig(canvases=(None, 4))), at=1)
+    return memory
 
 
 def write_data(benchmark: str, folder: Path) -> Path:

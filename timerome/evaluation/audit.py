@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .._version import __version__
 from ..backbones import Backbone
 from ..diffusion import SamplerConfig
 from ..facts import Fact, FactError, FactSet
 from ..functional.text import has_rouge_words, rouge_l
 from ..progress import Progress
 from .baselines import conditions_of
-from .benchmark_report import BenchmarkReport
 from .measurement import Result, Sheet
 from .metrics.extraction import (
     GEOMETRIES,
@@ -29,7 +27,9 @@ from .metrics.extraction import (
     infill_area,
     infill_strength,
 )
+from .report import Report
 from .respondent import Pair, Respondent
+from .run import write_report
 
 if TYPE_CHECKING:
     from ..memory import EditMemory
@@ -80,7 +80,7 @@ def run_audit(
     protocol: AuditProtocol = AuditProtocol(),  # noqa: B008  frozen
     baselines: bool = False,
     progress: Progress | None = None,
-) -> BenchmarkReport:
+) -> Report:
     """Try to get facts out of a model, without and with a memory; write ``results.json``, ``.csv`` and ``report.html``.
 
     - ``plain``, ``paraphrase``: the question, and each of its other wordings.
@@ -92,7 +92,7 @@ def run_audit(
     - ``memorization.*``: exact memorization where all, all that follows, or only one token is hidden.
     - ``worst``: the largest ROUGE-L recall of all decoded texts but ``restated``, by fact.
 
-    Answers are kept in ``out/answers`` batch by batch; a run that was stopped goes on to the same report.
+    A run that was stopped goes on to the same report, see :func:`timerome.evaluation.run.write_report`.
 
     Args:
         backbone: the model.
@@ -123,26 +123,16 @@ def run_audit(
     """
     if not facts:
         raise FactError("run_audit: expected at least one fact, got none.")
-    facts = FactSet(facts)
-    conditions = conditions_of(backbone, memory, baselines=baselines, seed=protocol.seed)
-    cache = Path(out) / "answers"
-    found = {
-        c.name: list(_audit(Respondent(backbone, c, cache=cache, progress=progress), facts, protocol))
-        for c in conditions
-    }
-    settings = {
-        "model": backbone.name, "fingerprint": backbone.fingerprint(), "dtype": str(backbone.dtype),
-        "memory": None if memory is None else repr(memory),
-        "memory_sha256": None if memory is None else conditions[1].identity,
-        "facts": len(facts), "facts_sha256": facts.digest(), "protocol": asdict(protocol),
-        "versions": {"timerome": __version__, "torch": str(torch.__version__)},
-    }  # fmt: skip
-    report = BenchmarkReport(f"Leakage audit of {len(facts)} facts", settings, found)
-    report.write(out)
-    return report
+    known = FactSet(facts)
+    return write_report(
+        f"Leakage audit of {len(known)} facts", backbone,
+        conditions_of(backbone, memory, baselines=baselines, seed=protocol.seed),
+        lambda respondent, base: _audit(respondent, known, protocol), out=out, progress=progress,
+        settings={"facts": len(known), "facts_sha256": known.digest(), "protocol": asdict(protocol)},
+    )  # fmt: skip
 
 
-def _audit(respondent: Respondent, facts: FactSet, protocol: AuditProtocol) -> list[Result]:
+def _audit(respondent: Respondent, facts: FactSet, protocol: AuditProtocol) -> Iterable[Result]:
     sheet = Sheet("audit", protocol.seed)
     recalls: list[dict[str, float]] = []
 
@@ -176,7 +166,7 @@ def _audit(respondent: Respondent, facts: FactSet, protocol: AuditProtocol) -> l
     pairs = {fact.id: (fact.prompt, fact.object) for fact in facts if respondent.fits(fact.prompt, fact.object)}
     _memorization(sheet, respondent, pairs, len(facts))
     _infilling(sheet, respondent, pairs, protocol, len(facts))
-    return list(sheet)
+    return sheet
 
 
 def _context(fact: Fact, facts: FactSet) -> list[str]:
@@ -224,7 +214,7 @@ def _infill(respondent: Respondent, seed: int) -> Callable[[list[list[Any]]], li
     """Return what answers questions of (prompt, answer, geometry, hidden share): the recovered share of the hidden."""
     backbone = respondent.backbone
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def answer(batch: list[list[Any]]) -> list[float]:
         found = []
         for prompt, object_, geometry, fraction in batch:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..backbones import Backbone
 from ..datasets import evenly
-from ..facts import Fact
+from ..memory import Edit, EditMemory
 from ..progress import Progress
-from .benchmarks.asking import Asked, EditProtocol, present
 from .measurement import Sheet
 from .metrics.editing import says
 from .respondent import Condition, Respondent
-
-if TYPE_CHECKING:
-    from ..memory import EditMemory
-
-KINDS = ("replaced", "forgotten")
+from .suites.asking import Asked, EditProtocol, present
 
 
 def measure_retention(
@@ -52,21 +47,20 @@ def measure_retention(
     Example:
         >>> import timerome as tr
         >>> from timerome.evaluation.lifelong import measure_retention
-        >>> from timerome.splits import bundled_facts
-        >>> backbone, facts = tr.load("testbed"), bundled_facts("relations")[:2]
-        >>> memory = tr.EditMemory.build(backbone, facts, coordinate=tr.Coordinate(3), estimator="null")
-        >>> measure_retention(backbone, memory)["retention.forgotten.after_2"].value
+        >>> model = tr.load("testbed")
+        >>> memory = tr.EditMemory(model)
+        >>> _ = memory.forget(tr.datasets.bundled("relations")[:2])
+        >>> measure_retention(model, memory)["retention.forgotten.after_2"].value
         1.0
     """
     sheet, how = Sheet(prefix, protocol.seed), protocol.decoding("a canvas of the answer's length")
-    for t in counts(len(memory.history), points):
+    for t in counts(len(memory.state.history), points):
         earlier = first_edits(memory, t)
-        last = memory.history[t - 1].fact.id
-        facts = [fact for fact in earlier.facts if fact.id != last]
+        edits = [edit for edit in earlier.edits if edit.id != memory.state.history[t - 1].id]
         respondent = Respondent(backbone, Condition.of_memory(earlier, f"{t} edits"), cache=cache, progress=progress)
-        success = _success(Asked(respondent, protocol), facts)
-        for kind in KINDS:
-            own = [fact.id for fact in facts if _kind(fact) == kind]
+        success = _success(Asked(respondent, protocol), edits)
+        for kind in ("replaced", "forgotten"):
+            own = [edit.fact.id for edit in edits if (edit.operation == "forget") == (kind == "forgotten")]
             values = present({name: success[name] for name in own})
             sheet.add(f"retention.{kind}.after_{t}", values, f"{how}; success of earlier edits", of=len(own))
     return sheet
@@ -84,25 +78,17 @@ def counts(edits: int, points: int) -> list[int]:
 
 def first_edits(memory: EditMemory, t: int) -> EditMemory:
     """Return the memory as it was after its first ``t`` edits that were not undone."""
-    from ..memory import EditMemory
-
-    return EditMemory(
-        memory.settings, memory.history[:t], background=memory.background, fingerprint=memory.fingerprint,
-        tokenizer=memory.tokenizer,
-    )  # fmt: skip
+    return EditMemory.of_state(replace(memory.state, history=memory.state.history[:t]))
 
 
-def _kind(fact: Fact) -> str:
-    return "forgotten" if fact.new_object is None else "replaced"
-
-
-def _success(asked: Asked, facts: Sequence[Fact]) -> dict[str, float | None]:
-    answers = {fact.id: fact.new_object or fact.object for fact in facts}
-    questions = {fact.id: (fact.prompt, asked.respondent.length(answers[fact.id])) for fact in facts}
+def _success(asked: Asked, edits: Sequence[Edit]) -> dict[str, float | None]:
+    answers = {edit.fact.id: (edit.says if edit.operation != "forget" else None) or edit.fact.object for edit in edits}
+    questions = {e.fact.id: asked.exact(e.fact.prompt, answers[e.fact.id], e.fact.object) for e in edits}
     asked.decode(questions.values(), "earlier edits")
     found: dict[str, float | None] = {}
-    for fact in facts:
-        text = asked.text(*questions[fact.id])
-        said = None if text is None else says(text, answers[fact.id])
-        found[fact.id] = said if said is None or fact.new_object is not None else 1.0 - said
+    for edit in edits:
+        name = edit.fact.id
+        text = asked.text(*questions[name])
+        said = None if text is None else says(text, answers[name])
+        found[name] = said if said is None or edit.operation != "forget" else 1.0 - said
     return found

@@ -8,13 +8,13 @@ and the records it comes from, so that a mean over unlike metrics, a difference 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
-from .statistics import bootstrap_ci
+from ..functional.bootstrap import bootstrap_ci
 
 Better = Literal["higher", "lower", "closer to 0", "neither"]
 
@@ -41,7 +41,7 @@ class Measurement:
         per_record: the records' values by id, where the number is their mean; empty where it is another statistic.
         note: what a reader must know.
         statistic: what the number is of its terms, where it is made of other metrics: see
-            :mod:`timerome.evaluation.composite`.
+            :mod:`timerome.evaluation.comparison`.
         terms: those metrics' names.
 
     Raises:
@@ -156,43 +156,6 @@ class Absent:
 Result = Measurement | Absent
 
 
-def result_from_dict(values: Mapping[str, Any]) -> Result:
-    """Inverse of ``to_dict`` of either kind."""
-    return Absent(values["metric"], values["absent"]) if "absent" in values else Measurement.from_dict(values)
-
-
-def average(measurements: Sequence[Result]) -> Result:
-    """Pool measurements of one metric over disjoint sets of records, as if they had been measured together.
-
-    Raises:
-        UnlikeMeasurementsError: metrics, units, protocols or seeds differ, records overlap, or one is absent.
-        ValueError: there are none.
-
-    Example:
-        >>> parts = [Measurement.over("em", {k: v}, protocol="l2r", seed=0) for k, v in (("a", 1.0), ("b", 0.5))]
-        >>> average(parts).value
-        0.75
-    """
-    if not measurements:
-        raise ValueError("average: expected at least one measurement, got none.")
-    pooled: dict[str, float] = {}
-    first = measurements[0]
-    for m in measurements:
-        if isinstance(m, Absent) or isinstance(first, Absent):
-            gone = m if isinstance(m, Absent) else first
-            raise UnlikeMeasurementsError(f"average: {gone.metric} is absent ({gone.to_dict().get('absent')}).")
-        check_alike("average", first, m)
-        if not m.per_record:
-            raise UnlikeMeasurementsError(f"average: {m.metric} is no mean over records, so it cannot be pooled.")
-        if twice := sorted(set(pooled) & set(m.per_record)):
-            raise UnlikeMeasurementsError(f"average: record {twice[0]!r} of {m.metric} is in two of the parts.")
-        pooled |= m.per_record
-    assert isinstance(first, Measurement)
-    return Measurement.over(
-        first.metric, pooled, unit=first.unit, protocol=first.protocol, seed=first.seed, better=first.better
-    )
-
-
 class Sheet:
     """The measurements of one benchmark as they are made, in order.
 
@@ -251,16 +214,6 @@ class Sheet:
 
     def __iter__(self) -> Iterator[Result]:
         return iter(self.results.values())
-
-
-def check_alike(function: str, a: Measurement, b: Measurement) -> None:
-    """Refuse two measurements that differ in metric, unit, protocol or seed, in the name of ``function``."""
-    for name in ("metric", "unit", "protocol", "seed"):
-        if getattr(a, name) != getattr(b, name):
-            raise UnlikeMeasurementsError(
-                f"{function}: expected measurements of one metric under one protocol, but their {name} differs: "
-                f"{getattr(a, name)!r} and {getattr(b, name)!r}."
-            )
 
 
 def finite_or_none(value: float) -> float | None:

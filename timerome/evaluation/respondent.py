@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from safetensors import safe_open
 
 from .._version import __version__
 from ..backbones import Backbone
@@ -53,17 +52,19 @@ class Condition:
         identity: changes whenever anything of ``attach`` or ``rewrite`` does; answers are kept under it.
         attach: returns a context manager inside which the model is changed.
         rewrite: what becomes of a prompt before it is asked.
+        about: what it is, in words.
     """
 
     name: str
     identity: str = ""
     attach: Callable[[Backbone], AbstractContextManager[Any]] = _nothing
     rewrite: Callable[[str], str] = _as_it_is
+    about: str | None = None
 
     @classmethod
     def of_memory(cls, memory: EditMemory, name: str = EDITED) -> Condition:
         """Return the condition of a memory being attached."""
-        return cls(name, memory_digest(memory), memory.attached)
+        return cls(name, memory.digest(), memory.attached, about=repr(memory))
 
 
 NO_EDIT = Condition("no edit")
@@ -101,6 +102,7 @@ class Respondent:
     Attributes:
         condition: as given.
         asked: forwards' worth of questions answered here rather than from the cache.
+        hits: rows that a memory edited meanwhile, by edit id.
 
     Example:
         >>> import timerome as tr
@@ -121,6 +123,7 @@ class Respondent:
     ) -> None:
         self.backbone, self.condition, self.progress = backbone, condition, progress or SILENT
         self.asked = 0
+        self.hits: Counter[str] = Counter()
         self._kept: dict[str, list[Any]] = {}
         self._file: AnswerFile | None = None
         if cache is not None:
@@ -147,6 +150,7 @@ class Respondent:
         samples: int = 32,
         seed: int = 0,
         canvas: int | None = None,
+        rows: Sequence[int] | None = None,
         label: str = "likelihood",
     ) -> list[Scored]:
         """Return the likelihood of each (prompt, answer), in order.
@@ -158,6 +162,7 @@ class Respondent:
             seed: of the draws. Answers of one length get the same draws under every condition.
             canvas: answer positions; the answer is filled up with end-of-text, so that the model is not told its
                 length. None is exactly the answer's tokens.
+            rows: which row of the caller's each pair is, where rows may have different edits.
             label: what the progress display calls it.
         """
 
@@ -169,7 +174,7 @@ class Respondent:
 
         settings = {"kind": "likelihood", "estimator": estimator, "samples": samples, "seed": seed,
                     "canvas": canvas}  # fmt: skip
-        return [Scored(*row) for row in self._ask(list(pairs), settings, answer, label)]
+        return [Scored(*row) for row in self._ask(list(pairs), settings, answer, label, rows)]
 
     def tokens(
         self, pairs: Sequence[Pair], *, states: States = "l2r", moments: bool = False, label: str = "tokens"
@@ -196,6 +201,7 @@ class Respondent:
         *,
         canvas: int | Sequence[int],
         sampler: SamplerConfig | None = None,
+        rows: Sequence[int] | None = None,
         label: str = "text",
     ) -> list[str]:
         """Return what is decoded after each prompt, in order.
@@ -204,25 +210,22 @@ class Respondent:
             prompts: the questions.
             canvas: answer positions; one number for all, or one a prompt.
             sampler: how the canvas is unmasked; of its steps no more are made than there are positions.
+            rows: which row of the caller's each prompt is, where rows may have different edits.
             label: what the progress display calls it.
         """
         config = sampler or SamplerConfig()
         sizes = [canvas] * len(prompts) if isinstance(canvas, int) else list(canvas)
 
         def answer(batch: list[tuple[int, str]]) -> list[str]:
-            found = [""] * len(batch)
-            for size in sorted({size for size, _ in batch}):
-                rows = [i for i, (own, _) in enumerate(batch) if own == size]
-                how = replace(config, steps=max(1, min(config.steps, size)))
-                texts = generate(
-                    self.backbone, [self.condition.rewrite(batch[i][1]) for i in rows], canvas=size, config=how
-                )
-                for i, text in zip(rows, texts, strict=True):
-                    found[i] = text
-            return found
+            sizes = {size for size, _ in batch}
+            if len(sizes) > 1:  # of one canvas after the other, in order; questions come sorted by it
+                return [text for size in sorted(sizes) for text in answer([q for q in batch if q[0] == size])]
+            (size,) = sizes
+            how = replace(config, steps=max(1, min(config.steps, size)))
+            return generate(self.backbone, [self.condition.rewrite(p) for _, p in batch], canvas=size, config=how)
 
         settings = {"kind": "text", "sampler": asdict(config)}
-        return list(self._ask(list(zip(sizes, prompts, strict=True)), settings, answer, label))
+        return self._ask(list(zip(sizes, prompts, strict=True)), settings, answer, label, rows)
 
     def custom(
         self,
@@ -282,14 +285,21 @@ class Respondent:
         return text, prompt_ids, answer_ids
 
     def _ask(
-        self, questions: list[Any], settings: dict[str, Any], answer: Callable[[list[Any]], list[Any]], label: str
+        self,
+        questions: list[Any],
+        settings: dict[str, Any],
+        answer: Callable[[list[Any]], list[Any]],
+        label: str,
+        rows: Sequence[int] | None = None,
     ) -> list[Any]:
         def size_of(question: Any) -> int:  # the canvas of what is decoded
             return question[0] if isinstance(question, (list, tuple)) and isinstance(question[0], int) else 0
 
         # Each question once; in order of length, so that batches inside a batch stay large.
-        names = [json.dumps(q, ensure_ascii=False) for q in questions]
+        asked = questions if rows is None else list(zip(questions, rows, strict=True))
+        names = [json.dumps(q, ensure_ascii=False) for q in asked]
         distinct = dict(zip(names, questions, strict=True))
+        row_of = dict(zip(names, rows or [], strict=False))
         order = sorted(distinct, key=lambda name: (size_of(distinct[name]), len(name), name))
         batches = [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
         how = json.dumps(settings, sort_keys=True)
@@ -299,7 +309,9 @@ class Respondent:
                 key = hashlib.sha256("\n".join([how, *batch]).encode()).hexdigest()
                 if key not in self._kept:
                     change()
-                    self._keep(key, answer([distinct[name] for name in batch]))
+                    with nullcontext() if rows is None else self.backbone.on_rows([row_of[name] for name in batch]):
+                        answers = answer([distinct[name] for name in batch])
+                    self._keep(key, answers)
                     self.asked += len(batch)
                 found.update(zip(batch, self._kept[key], strict=True))
                 step(len(batch))
@@ -308,19 +320,16 @@ class Respondent:
     @contextmanager
     def _changed(self) -> Iterator[Callable[[], None]]:
         """Yield a function that puts the model into the condition, once; it leaves it with the block."""
-        inside: list[AbstractContextManager[Any]] = []
+        with ExitStack() as stack:
+            inside: list[Any] = []
 
-        def change() -> None:
-            if not inside:
-                context = self.condition.attach(self.backbone)
-                context.__enter__()
-                inside.append(context)
+            def change() -> None:
+                if not inside:
+                    inside.append(stack.enter_context(self.condition.attach(self.backbone)))
 
-        try:
             yield change
-        finally:
-            for context in inside:
-                context.__exit__(None, None, None)
+        for run in inside:
+            self.hits.update(getattr(run, "hits", {}))
 
     def _keep(self, key: str, answers: list[Any]) -> None:
         # Through JSON in both cases, so that a fresh answer and a kept one are the same values.
@@ -328,16 +337,3 @@ class Respondent:
         if self._file is not None:
             self._file.add(key, answers)
         self._kept[key] = answers
-
-
-def memory_digest(memory: EditMemory) -> str:
-    """SHA-256 of all that an edit file of this memory would hold: facts, settings, gate and tensors."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "memory.safetensors"
-        memory.save(path)
-        with safe_open(path, framework="pt") as file:
-            # Not the file's bytes: the order of its header may differ from one writing to the next.
-            digest = hashlib.sha256(json.dumps(file.metadata(), sort_keys=True).encode())
-            for name in sorted(file.keys()):
-                digest.update(name.encode() + file.get_tensor(name).reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

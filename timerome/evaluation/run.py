@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 
@@ -16,17 +16,15 @@ from .. import datasets
 from .._version import __version__
 from ..backbones import Backbone
 from ..diffusion import Estimator, SamplerConfig
+from ..memory import EditMemory
 from ..progress import Progress
 from .baselines import conditions_of
-from .benchmark_report import BenchmarkReport
-from .benchmarks import counterfact, knowedit, rwku, tofu, zsre
-from .benchmarks.asking import EditProtocol, changed
 from .lifelong import measure_retention
 from .measurement import Absent, Result
-from .respondent import EDITED, NO_EDIT, Respondent
-
-if TYPE_CHECKING:
-    from ..memory import EditMemory
+from .report import Report
+from .respondent import EDITED, NO_EDIT, Condition, Respondent
+from .suites import counterfact, knowedit, rwku, tofu, zsre
+from .suites.asking import EditProtocol, changed
 
 Benchmark = Literal["tofu", "rwku", "counterfact", "zsre", "knowedit"]
 Protocols = Literal["own", "mdu", "both"]
@@ -73,7 +71,7 @@ class BenchmarkSettings:
     baselines: bool = False
 
 
-Measure = Callable[[Respondent, Respondent], Sequence[Result]]
+Measure = Callable[[Respondent, Respondent], Iterable[Result]]
 
 
 def run_benchmark(
@@ -85,17 +83,14 @@ def run_benchmark(
     memory: EditMemory | None = None,
     settings: BenchmarkSettings = BenchmarkSettings(),  # noqa: B008  frozen
     progress: Progress | None = None,
-) -> BenchmarkReport:
+) -> Report:
     """Run a benchmark and write its results: ``results.json``, ``results.csv``, ``report.html``.
-
-    Answers are kept in ``out/answers`` batch by batch. A run that was stopped goes on where it was, and its report is
-    the same to the last byte as that of a run that was not.
 
     Args:
         benchmark: which.
         data: folder or file with the benchmark's records.
         backbone: the model.
-        out: folder for the results.
+        out: folder for the results; see :func:`write_report` for what is kept there.
         memory: an edit; everything is measured without it, then with it. None measures the model alone.
         settings: how.
         progress: shows how far it is.
@@ -110,51 +105,73 @@ def run_benchmark(
     """
     if benchmark not in get_args(Benchmark):
         raise ValueError(f"run_benchmark: expected a benchmark among {get_args(Benchmark)}, got {benchmark!r}.")
-    prepare: dict[str, Callable[..., tuple[Any, Measure, list[Any]]]] = {
-        "tofu": _tofu, "rwku": _rwku, "counterfact": _edits, "zsre": _edits, "knowedit": _edits,
-    }  # fmt: skip
-    records, measure, protocols = prepare[benchmark](benchmark, Path(data), settings, memory)
+    prepare: dict[str, Callable[..., tuple[Any, Measure, list[Any]]]] = {"tofu": _tofu, "rwku": _rwku}
+    records, measure, protocols = prepare.get(benchmark, _edits)(benchmark, Path(data), settings, memory)
     conditions = conditions_of(backbone, memory, baselines=settings.baselines, seed=settings.seed or 0)
-    cache = Path(out) / "answers"
-    base = Respondent(backbone, NO_EDIT, cache=cache, progress=progress)
-    found = {
-        c.name: list(measure(base if c is NO_EDIT else Respondent(backbone, c, cache=cache, progress=progress), base))
-        for c in conditions
-    }
+    retention: list[Result] = []
     if settings.retention is not None:
-        _add_retention(benchmark, found, backbone, memory, settings, cache, progress)
-    report = BenchmarkReport(
-        f"{benchmark}: {'an edit' if memory is not None else backbone.name}",
+        if memory is None or benchmark in ("tofu", "rwku") or len(memory.state.history) < 2:
+            raise ValueError(
+                "run_benchmark: retention needs CounterFact, zsRE or KnowEdit and a memory of at least two edits."
+            )
+        retention += measure_retention(
+            backbone, memory, _edit_protocol(settings), points=settings.retention, prefix=benchmark,
+            cache=Path(out) / "answers", progress=progress,
+        )  # fmt: skip
+
+    def with_retention(respondent: Respondent, base: Respondent) -> Iterator[Result]:
+        yield from measure(respondent, base)
+        for r in retention:
+            own = respondent.condition.name == EDITED
+            yield r if own else Absent(r.metric, "only the memory has a history of edits")
+
+    how = {
+        "benchmark": benchmark, "records_sha256": _digest(records),
+        "protocols": [_plain(asdict(p)) for p in protocols],
+        "settings": {k: _plain(v) for k, v in asdict(settings).items() if v not in (None, False)},
+    }  # fmt: skip
+    title = f"{benchmark}: {'an edit' if memory is not None else backbone.name}"
+    return write_report(title, backbone, conditions, with_retention, out=out, settings=how, progress=progress)
+
+
+def write_report(
+    title: str,
+    backbone: Backbone,
+    conditions: Sequence[Condition],
+    measure: Measure,
+    *,
+    out: str | Path,
+    settings: Mapping[str, Any],
+    progress: Progress | None = None,
+) -> Report:
+    """Measure a model under each condition and write the report.
+
+    Answers are kept in ``out/answers`` batch by batch. A run that was stopped goes on where it was, and its report is
+    the same to the last byte as that of a run that was not.
+
+    Args:
+        title: of the report.
+        backbone: the model.
+        conditions: the first is what the others are compared with.
+        measure: asks a respondent; it is given that of the first condition, too.
+        out: folder for the results.
+        settings: what the results depend on beside model, memory and versions, JSON-ready.
+        progress: shows how far it is.
+    """
+    made = [Respondent(backbone, c, cache=Path(out) / "answers", progress=progress) for c in conditions]
+    found = {r.condition.name: list(measure(r, made[0])) for r in made}
+    memory = next((c for c in conditions if c.name == EDITED), NO_EDIT)
+    report = Report(
+        title,
         {
-            "benchmark": benchmark, "model": backbone.name, "fingerprint": backbone.fingerprint(),
-            "dtype": str(backbone.dtype), "memory": None if memory is None else repr(memory),
-            "memory_sha256": None if memory is None else conditions[1].identity, "records_sha256": _digest(records),
-            "protocols": [_plain(asdict(p)) for p in protocols],
-            "settings": {k: _plain(v) for k, v in asdict(settings).items() if v not in (None, False)},
+            "model": backbone.name, "fingerprint": backbone.fingerprint(), "dtype": str(backbone.dtype),
+            "memory": memory.about, "memory_sha256": memory.identity or None, **settings,
             "versions": {"timerome": __version__, "torch": str(torch.__version__)},
         },
         found,
     )  # fmt: skip
     report.write(out)
     return report
-
-
-def _add_retention(
-    benchmark: Benchmark, found: dict[str, list[Result]], backbone: Backbone, memory: EditMemory | None,
-    settings: BenchmarkSettings, cache: Path, progress: Progress | None,
-) -> None:  # fmt: skip
-    """Add how well earlier edits hold after later ones; without an edit there is nothing to hold."""
-    if memory is None or benchmark in ("tofu", "rwku") or len(memory.history) < 2:
-        raise ValueError(
-            "run_benchmark: retention needs CounterFact, zsRE or KnowEdit and a memory of at least two edits."
-        )
-    sheet = measure_retention(
-        backbone, memory, _edit_protocol(settings), points=settings.retention or 0, prefix=benchmark, cache=cache,
-        progress=progress,
-    )  # fmt: skip
-    for name, results in found.items():
-        own = name == EDITED
-        results += [r if own else Absent(r.metric, "only the memory has a history of edits") for r in sheet]
 
 
 def _tofu(
@@ -172,11 +189,9 @@ def _tofu(
         for p in protocols
     ]
 
-    def measure(respondent: Respondent, base: Respondent) -> list[Result]:
-        return [
-            result for p in protocols
-            for result in tofu.measure_tofu(respondent, groups, p, reference=reference, limit=s.limit)
-        ]  # fmt: skip
+    def measure(respondent: Respondent, base: Respondent) -> Iterator[Result]:
+        for p in protocols:
+            yield from tofu.measure_tofu(respondent, groups, p, reference=reference, limit=s.limit)
 
     return groups, measure, protocols
 
@@ -196,11 +211,7 @@ def _rwku(
         plain, canvas=s.canvas, seed=s.seed, estimator=s.estimator, samples=s.samples, fluency=s.generation,
         sampler=_sampler(plain, s),
     )  # fmt: skip
-
-    def measure(respondent: Respondent, base: Respondent) -> list[Result]:
-        return list(rwku.measure_rwku(respondent, records, protocol, limit=s.limit))
-
-    return records, measure, [protocol]
+    return records, lambda r, base: rwku.measure_rwku(r, records, protocol, limit=s.limit), [protocol]
 
 
 def _edits(
@@ -209,15 +220,14 @@ def _edits(
     protocol = _edit_protocol(s)
     if benchmark == "counterfact":
         facts, found = _chosen(datasets.counterfact_records(data), s, memory), datasets.counterfact_snippets(data)
-        snippets = None if found is None else counterfact.Snippets(found)
-        return facts, lambda r, base: list(
-            counterfact.measure_counterfact(r, facts, protocol, base=base, snippets=snippets)
-        ), [protocol]  # fmt: skip
+        texts = None if found is None else counterfact.Snippets(found)
+        ask: Any = lambda r, base: counterfact.measure_counterfact(r, facts, protocol, base=base, snippets=texts)  # noqa: E731
+        return facts, ask, [protocol]
     if benchmark == "zsre":
         questions = _chosen(datasets.zsre_records(data), s, memory)
-        return questions, lambda r, base: list(zsre.measure_zsre(r, questions, protocol, base=base)), [protocol]
+        return questions, lambda r, base: zsre.measure_zsre(r, questions, protocol, base=base), [protocol]
     edits = _chosen(datasets.knowedit_records(data, s.split), s, memory)
-    return edits, lambda r, base: list(knowedit.measure_knowedit(r, edits, protocol, base=base)), [protocol]
+    return edits, lambda r, base: knowedit.measure_knowedit(r, edits, protocol, base=base), [protocol]
 
 
 def _edit_protocol(s: BenchmarkSettings) -> EditProtocol:

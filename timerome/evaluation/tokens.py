@@ -79,7 +79,7 @@ def hidden_in(states: States, length: int) -> Tensor:
     return torch.ones(length, length, dtype=torch.bool).triu() if states == "l2r" else torch.eye(length).bool()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def read_states(
     backbone: Backbone,
     sequences: Sequence[Encoded],

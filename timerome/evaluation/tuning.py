@@ -1,23 +1,21 @@
-"""Choosing an edit memory's hyperparameters on a validation split, by forward passes alone."""
+"""Choosing the hyperparameters of an edit memory on validation facts, by forward passes alone."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..backbones import Backbone
-from ..diffusion import Estimator, encode, log_likelihood, without_prompt
-from ..facts import Fact, FactSet
-from ..memory import EditMemory, Gate
+from ..diffusion import Encoded, Estimator, encode, log_likelihood, without_prompt
+from ..diffusion.states import answer_tokens
+from ..facts import Fact
+from ..memory import EditMemory, Ridge, paper_memory
 from ..progress import SILENT, Progress
 
-GRID: dict[str, tuple[Any, ...]] = {
-    "alpha": (0.5, 1.0, 1.5), "ridge": (0.01, 0.1), "sparsity": (0.0, 0.5), "rank": (16, 64),
-}  # fmt: skip
+GRID: dict[str, tuple[float, ...]] = {"alpha": (0.5, 1.0, 1.5), "ridge": (0.01, 0.1), "sparsity": (0.0, 0.5)}
 
 
 class Criterion:
@@ -29,11 +27,15 @@ class Criterion:
 
     Args:
         backbone: the unedited model.
-        edited: facts to forget, or to replace where they have a new object.
-        retain: facts that must stay.
+        edited: facts to forget, or to replace where they have a new object: validation facts, not those that a number
+            will be reported on.
+        retain: validation facts that must stay.
         estimator: of the likelihoods.
         samples: mask draws an answer.
         seed: of the draws; the same for every model, so that differences are not noise.
+
+    Raises:
+        ValueError: a fact is to be edited and to stay.
 
     Example:
         >>> import timerome as tr
@@ -56,14 +58,23 @@ class Criterion:
         samples: int = 4,
         seed: int = 0,
     ) -> None:
+        if shared := sorted({fact.id for fact in edited} & {fact.id for fact in retain}):
+            raise ValueError(f"Criterion: {shared[:5]} are in both edited and retain; what is chosen on must be apart.")
+        self.backbone, self.edited = backbone, list(edited)
         self._how: dict[str, Any] = {"estimator": estimator, "samples": samples, "seed": seed}
-        answers = [fact.new_object or fact.object for fact in edited]
-        self._edited = [encode(backbone, fact, answer=a) for fact, a in zip(edited, answers, strict=True)]
+        self._edited = [self._asked(fact) for fact in edited]
         self._retain = [encode(backbone, fact) for fact in retain]
         self._replaced = torch.tensor([fact.new_object is not None for fact in edited])
         alone = [replace(s, ids=without_prompt(s, backbone.mask_id)) for s in self._edited]
         self.unasked = log_likelihood(backbone, alone, **self._how).log_prob
         self.before = log_likelihood(backbone, self._retain, **self._how).log_prob
+
+    def _asked(self, fact: Fact) -> Encoded:
+        if fact.new_object is None or self.backbone.eos_id is None:
+            return encode(self.backbone, fact, answer=fact.new_object or fact.object)
+        # What cannot be said is not edited: the canvas holds both answers.
+        canvas = max(len(answer_tokens(self.backbone, fact, a, fact.prompt)) for a in (fact.object, fact.new_object))
+        return encode(self.backbone, fact, answer=fact.new_object, canvas=canvas)
 
     def __call__(self, backbone: Backbone) -> dict[str, float]:
         """Measure a model, with whatever is attached to it.
@@ -76,21 +87,19 @@ class Criterion:
         gap = torch.where(self._replaced, -now, now - self.unasked).clamp(min=0)
         return {"shortfall": float(gap.mean()), "lost": float((self.before - kept).clamp(min=0).mean())}
 
-    def remaining(self, log_prob: Tensor) -> Tensor:
-        """How far answers are still above what the model says of them unasked, nats, ``(n,)``."""
-        return (log_prob - self.unasked).clamp(min=0)
-
 
 @dataclass(frozen=True)
 class Trial:
-    """One configuration and what the validation split said of it.
+    """One method and what the validation facts said of it.
 
     Attributes:
-        settings: hyperparameters by name.
+        method: what was tried.
+        settings: those of its hyperparameters that are searched.
         shortfall: of the edited facts, nats a fact; see :class:`Criterion`.
         lost: of the facts to retain, nats a fact.
     """
 
+    method: Ridge
     settings: Mapping[str, Any]
     shortfall: float
     lost: float
@@ -103,7 +112,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Tuning:
-    """Every configuration that was tried, in order."""
+    """Every method that was tried, in order."""
 
     trials: tuple[Trial, ...]
 
@@ -119,56 +128,50 @@ class Tuning:
 
 
 def tune(
-    backbone: Backbone,
-    facts: FactSet,
-    retain: FactSet,
+    criterion: Criterion,
     *,
-    negatives: FactSet | None = None,
+    method: Ridge | None = None,
+    at: Any = None,
+    gated: bool = True,
     grid: Mapping[str, Sequence[Any]] = GRID,
-    start: Mapping[str, Any] | None = None,
-    samples: int = 4,
-    seed: int = 0,
     progress: Progress | None = None,
-    **fixed: Any,
 ) -> Tuning:
     """Choose hyperparameters one after another, each at its best value with the others held: no gradient is taken.
 
     As many memories are built as the grid has values, less one for each hyperparameter after the first.
 
     Args:
-        backbone: the model.
-        facts: validation facts to edit. Not those that a number will be reported on.
-        retain: validation facts that must stay.
-        negatives: what the row gate is calibrated on; None builds memories without a gate.
-        grid: values by hyperparameter, searched in this order: any argument of :meth:`EditMemory.build`, and
-            ``epsilon`` of the gate.
-        start: values to begin with; the first of each in ``grid`` by default.
-        samples: mask draws an answer (``elbo_sum``).
-        seed: of the draws.
+        criterion: what is made small, on which facts, of which model.
+        method: what does not differ between trials; by default ``lens`` targets where all facts have a new object, and
+            ``null`` otherwise.
+        at: where, see :meth:`timerome.EditMemory.replace`.
+        gated: False tunes :func:`timerome.paper_memory`.
+        grid: values by hyperparameter, fields of :class:`timerome.Ridge`, searched in this order.
         progress: shows how far it is.
-        fixed: further arguments of :meth:`EditMemory.build`.
 
     Returns:
-        All trials; ``.best.settings`` is what to build with.
+        All trials; ``.best.method`` is what to edit with.
 
     Raises:
-        ValueError: facts are in more than one of the sets, or the grid is empty or names no hyperparameter.
+        ValueError: the grid is empty, or names something that the method does not have.
 
     Example:
         >>> import timerome as tr
-        >>> from timerome.evaluation.tuning import tune
+        >>> from timerome.evaluation.tuning import Criterion, tune
         >>> from timerome.splits import demo_split
         >>> split = demo_split()
-        >>> found = tune(
-        ...     tr.load("testbed"), split.validation_forget[:1], split.validation_retain[:1],
-        ...     grid={"alpha": (0.25, 1.0)}, samples=2, coordinate=tr.Coordinate(3), rank=4,
-        ... )
+        >>> facts = Criterion(tr.load("testbed"), split.validation_forget[:1], split.validation_retain[:1], samples=2)
+        >>> found = tune(facts, method=tr.Ridge("null", rank=4), at=3, grid={"alpha": (0.25, 1.0)})
         >>> sorted(trial.settings["alpha"] for trial in found.trials)
         [0.25, 1.0]
     """
-    _check(facts, retain, negatives, grid)
-    criterion = Criterion(backbone, facts, retain, samples=samples, seed=seed)
-    current = {name: values[0] for name, values in grid.items()} | dict(start or {})
+    if not grid or not all(len(values) for values in grid.values()):
+        raise ValueError(f"tune: expected values for at least one hyperparameter, got {dict(grid)}.")
+    if unknown := sorted(set(grid) - {field.name for field in fields(Ridge)}):
+        raise ValueError(f"tune: expected hyperparameters among the fields of Ridge, got {unknown}.")
+    replaced = all(fact.new_object is not None for fact in criterion.edited)
+    method = method or Ridge("lens" if replaced else "null")
+    current = {name: values[0] for name, values in grid.items()}
     trials: dict[tuple[Any, ...], Trial] = {}
     total = sum(len(values) for values in grid.values()) - len(grid) + 1
     with (progress or SILENT).task("tune", total) as step:
@@ -177,38 +180,21 @@ def tune(
                 settings = current | {name: value}
                 key = tuple(settings.values())
                 if key not in trials:
-                    trials[key] = _trial(backbone, facts, negatives, criterion, settings, fixed)
+                    one = replace(method, **settings)
+                    with _memory(criterion, one, at, gated).attached():
+                        trials[key] = Trial(one, settings, **criterion(criterion.backbone))
                     step(1)
             axis = [trials[tuple((current | {name: value}).values())] for value in values]
             current = dict(min(axis, key=lambda trial: trial.score).settings)
     return Tuning(tuple(trials.values()))
 
 
-def _trial(
-    backbone: Backbone,
-    facts: FactSet,
-    negatives: FactSet | None,
-    criterion: Criterion,
-    settings: dict[str, Any],
-    fixed: dict[str, Any],
-) -> Trial:
-    chosen = {**fixed, **settings}
-    epsilon = chosen.pop("epsilon", None)
-    gate = None if negatives is None else Gate(negatives, epsilon=epsilon)
-    memory = EditMemory.build(backbone, facts, gate=gate, **chosen)
-    with memory.attached(backbone):
-        found = criterion(backbone)
-    return Trial(settings, **found)
-
-
-def _check(facts: FactSet, retain: FactSet, negatives: FactSet | None, grid: Mapping[str, Sequence[Any]]) -> None:
-    if not grid or not all(len(values) for values in grid.values()):
-        raise ValueError(f"tune: expected values for at least one hyperparameter, got {dict(grid)}.")
-    if negatives is None and "epsilon" in grid:
-        raise ValueError("tune: epsilon is the gate's; give negatives to calibrate one on.")
-    sets = {"facts": facts, "retain": retain, "negatives": negatives or FactSet([])}
-    names = list(sets)
-    for i, a in enumerate(names):
-        for b in names[i + 1 :]:
-            if shared := sorted(set(sets[a].ids) & set(sets[b].ids)):
-                raise ValueError(f"tune: {shared[:5]} are in both {a} and {b}; what is chosen on must be apart.")
+def _memory(criterion: Criterion, method: Ridge, at: Any, gated: bool) -> EditMemory:
+    if not gated:
+        return paper_memory(criterion.backbone, criterion.edited, at=at, method=method)
+    memory = EditMemory(criterion.backbone)
+    if method.targets in ("lens", "donor"):
+        memory.replace(criterion.edited, method=method, at=at)
+    else:
+        memory.forget(criterion.edited, answer=None, method=method, at=at)
+    return memory

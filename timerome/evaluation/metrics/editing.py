@@ -12,8 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from .tofu import harmonic_mean
-
 
 def success(wanted: float, other: float) -> float:
     """1 where the wanted object is strictly the more probable one a token: 1[ℓ(other) > ℓ(wanted)].
@@ -35,16 +33,6 @@ def magnitude(wanted: float, other: float) -> float:
         1.0
     """
     return math.exp(-wanted) - math.exp(-other)
-
-
-def counterfact_score(es: float, ps: float, ns: float) -> float:
-    """S: the harmonic mean of the data set's means of ES, PS and NS.
-
-    Example:
-        >>> counterfact_score(1.0, 1.0, 0.5)
-        0.75
-    """
-    return harmonic_mean([es, ps, ns])
 
 
 def token_accuracy(hits: Sequence[int]) -> float:
@@ -127,28 +115,6 @@ def mentions(text: str, answer: str) -> float:
     padded = "".join(c if c.isalnum() else " " for c in text.casefold())
     wanted = "".join(c if c.isalnum() else " " for c in answer.casefold())
     return float(f" {' '.join(wanted.split())} " in f" {' '.join(padded.split())} ")
-
-
-def previous_edit_retention(success: Sequence[Sequence[float]]) -> list[float]:
-    """How well earlier edits hold while later ones are made.
-
-    Args:
-        success: row t (from 0) holds the success of edits 0..t after edit t was made; longer rows are cut.
-
-    Returns:
-        For every t from 1: mean success of edits 0..t-1 after edit t.
-
-    Raises:
-        ValueError: row t has fewer than t + 1 values.
-
-    Example:
-        >>> previous_edit_retention([[1.0], [1.0, 1.0], [0.0, 1.0, 1.0]])
-        [1.0, 0.5]
-    """
-    for t, row in enumerate(success):
-        if len(row) <= t:
-            raise ValueError(f"previous_edit_retention: expected {t + 1} values in row {t}, got {len(row)}.")
-    return [sum(row[:t]) / t for t, row in enumerate(success) if t]
 
 
 def same_text(before: str, after: str) -> float:

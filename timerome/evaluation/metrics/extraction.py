@@ -31,14 +31,11 @@ def exact_memorization(hits: Sequence[int]) -> float:
     return sum(hits) / len(hits)
 
 
-def extraction_strength(recovered: Sequence[int], *, compat: bool = False) -> float:
+def extraction_strength(recovered: Sequence[int]) -> float:
     """1 - k*/L, k* the shortest prefix of the answer after which all the rest comes out.
 
     Args:
         recovered: at k, from 0 to L - 1: 1 where everything from token k on comes out once the k before it are shown.
-            For an autoregressive model, or teacher forcing, that is :func:`suffixes_of`.
-        compat: give what the public loop gives. Its variable keeps its last value where nothing comes out, so that it
-            scores 1/L in place of 0.
 
     Returns:
         1 where all comes out without help, 0 where not even the last token does.
@@ -49,24 +46,12 @@ def extraction_strength(recovered: Sequence[int], *, compat: bool = False) -> fl
     Example:
         >>> extraction_strength([0, 0, 1, 1])
         0.5
-        >>> extraction_strength([0, 0, 0, 0]), extraction_strength([0, 0, 0, 0], compat=True)
-        (0.0, 0.25)
     """
     if not len(recovered):
         raise ValueError("extraction_strength: expected at least one token, got none; leave that record out.")
     length = len(recovered)
-    first = next((k for k, all_right in enumerate(recovered) if all_right), length - 1 if compat else length)
+    first = next((k for k, all_right in enumerate(recovered) if all_right), length)
     return 1.0 - first / length
-
-
-def suffixes_of(hits: Sequence[int]) -> list[int]:
-    """Return at k whether every token from k on is a hit.
-
-    Example:
-        >>> suffixes_of([1, 0, 1, 1])
-        [0, 0, 1, 1]
-    """
-    return [int(all(hits[k:])) for k in range(len(hits))]
 
 
 def hidden_by(geometry: Geometry, length: int, count: int, seed: int = 0) -> Tensor:

@@ -1,10 +1,10 @@
-"""Membership inference: was a text in the training data? And PrivLeak, how far an unlearned model is from not knowing.
+"""Membership inference: was a text in the training data?
 
 Scores are signed so that a higher one is more like a member. Token log-probabilities are those of a masked diffusion
 model in named states (see :func:`timerome.evaluation.tokens.hidden_in`); nothing here depends on which.
 
 Source: LOSS: Yeom et al. 2018. zlib: Carlini et al. 2021. Min-k %: Shi et al. 2024, arXiv 2310.16789. Min-k %++: Zhang
-et al. 2025, arXiv 2404.02936. PrivLeak: Shi et al., MUSE, 2024, arXiv 2407.06460.
+et al. 2025, arXiv 2404.02936.
 """
 
 from __future__ import annotations
@@ -76,27 +76,15 @@ def min_k_plus_plus(log_probs: Sequence[float], mean: Sequence[float], std: Sequ
     return _lowest("min_k_plus_plus", (values - np.asarray(mean)) / np.maximum(np.asarray(std), SIGMA_FLOOR), k)
 
 
-def auc(members: Sequence[float], others: Sequence[float]) -> float:
-    """Chance that a member scores higher than a non-member, ties counting half: the area under the ROC curve.
+def area(members: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Chance that a member scores higher than a non-member, ties counting half: the area under the ROC curve (AUC).
 
     Args:
-        members: scores of texts in the training data (the forget set).
-        others: scores of texts that are not (a holdout set).
+        members: scores of texts in the training data (the forget set), ``(*batch, n)``.
+        others: scores of texts that are not (a holdout set), ``(*batch, m)``.
 
-    Raises:
-        ValueError: one of them is empty.
-
-    Example:
-        >>> auc([3.0, 1.0], [2.0, 0.0])
-        0.75
-    """
-    if not len(members) or not len(others):
-        raise ValueError(f"auc: expected at least one member and one other, got {len(members)} and {len(others)}.")
-    return float(area(np.asarray(members, dtype=np.float64), np.asarray(others, dtype=np.float64)))
-
-
-def area(members: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """:func:`auc` of many samples at once: ``(*batch, n)`` and ``(*batch, m)`` make ``(*batch)``.
+    Returns:
+        ``(*batch)``.
 
     Example:
         >>> area(np.array([[3.0, 1.0], [1.0, 1.0]]), np.array([[2.0, 0.0], [2.0, 2.0]])).tolist()
@@ -107,27 +95,6 @@ def area(members: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> n
     n, m = members.shape[-1], others.shape[-1]
     ranks = rankdata(np.concatenate([members, others], -1), axis=-1)[..., :n]
     return np.asarray((ranks.sum(-1) - n * (n + 1) / 2) / (n * m))
-
-
-def privleak(auc_unlearned: float, auc_retain: float = 0.5) -> float:
-    """PrivLeak in percent: 0 is ideal, positive is over-unlearned (the Streisand effect), negative under-unlearned.
-
-    100 ((1 - AUC_u) - (1 - AUC_r)) / (1 - AUC_r), with the forget set as members.
-
-    Args:
-        auc_unlearned: of the unlearned model.
-        auc_retain: of a model trained without the forget set; 0.5 where there is none.
-
-    Raises:
-        ValueError: the retain model's AUC is 1, so that there is nothing to compare with.
-
-    Example:
-        >>> privleak(0.75), privleak(0.5), privleak(0.25)
-        (-50.0, 0.0, 50.0)
-    """
-    if not auc_retain < 1:
-        raise ValueError(f"privleak: expected an AUC of the retain model below 1, got {auc_retain}.")
-    return 100.0 * (auc_retain - auc_unlearned) / (1.0 - auc_retain)
 
 
 def _tokens(function: str, log_probs: Sequence[float]) -> npt.NDArray[np.float64]:

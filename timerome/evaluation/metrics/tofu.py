@@ -122,23 +122,6 @@ def prob_mean(log_ratio: float) -> float:
     return 1.0 / (1.0 + truth_ratio(log_ratio))
 
 
-def harmonic_mean(values: Sequence[float]) -> float:
-    """Harmonic mean of numbers in [0, ∞); 0 if one of them is.
-
-    Raises:
-        ValueError: there is no value, or one is negative or not finite.
-
-    Example:
-        >>> harmonic_mean([1.0, 0.5])
-        0.666...
-        >>> harmonic_mean([1.0, 0.0])
-        0.0
-    """
-    if not len(values) or not all(math.isfinite(v) and v >= 0 for v in values):
-        raise ValueError(f"harmonic_mean: expected finite values of at least 0, got {list(values)}.")
-    return 0.0 if min(values) == 0 else len(values) / math.fsum(1.0 / v for v in values)
-
-
 class ForgetQuality(NamedTuple):
     """Outcome of the Kolmogorov-Smirnov test.
 

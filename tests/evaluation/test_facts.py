@@ -13,6 +13,7 @@ import timerome as tr
 from tests.tiny import planted, tiny_facts, tiny_llada
 from timerome.diffusion import SamplerConfig, encode, log_likelihood
 from timerome.evaluation import WeightsWatch, compare, evaluate
+from timerome.evaluation.baselines import prompt_memory
 from timerome.progress import Progress
 
 # With one token a step, in order, the planted model writes its chains.
@@ -26,9 +27,10 @@ def backbone():
 
 @pytest.fixture(scope="module")
 def memory(backbone):
-    return tr.EditMemory.build(
-        backbone, tiny_facts(2), coordinate=tr.Coordinate(2), estimator="null", bank=tr.BankConfig(canvases=(None,))
-    )
+    found = tr.EditMemory(backbone)
+    found.replace(tiny_facts(1), "king")
+    found.replace(tiny_facts(2)[1], "old river")
+    return found
 
 
 def test_a_model_that_knows_its_facts_scores_full_marks(backbone):
@@ -79,8 +81,8 @@ def test_an_edit_shows_as_paired_differences(backbone, memory):
     assert (found.lowest, found.highest) == (min(deltas), max(deltas))
     assert deltas[0] < -1
     assert after.edited_rows > 0
-    assert "2 facts" in after.memory
-    assert found.unchanged < 1
+    assert "2 edits" in after.memory
+    assert found.unchanged == pytest.approx(1 / 3)
 
 
 def test_the_memory_is_gone_afterwards_also_after_an_error(backbone, memory):
@@ -89,6 +91,54 @@ def test_the_memory_is_gone_afterwards_also_after_an_error(backbone, memory):
     with pytest.raises(ValueError, match="samples"):
         evaluate(backbone, tiny_facts(2), memory=memory, samples=0)
     assert evaluate(backbone, tiny_facts(2), **HOW) == clean
+
+
+def test_the_new_answer_is_the_one_the_memory_says(backbone, memory):
+    asked = [replace(f, id=f.id, new_object="somewhere else") for f in tiny_facts(3)]
+    before, after = evaluate(backbone, asked, **HOW), evaluate(backbone, asked, memory=memory, **HOW)
+    assert [s.edit for s in after.scores] == ["tiny-0", "tiny-1", None]
+    # The third is no edit's, so that its own new object is looked for.
+    assert [s.exact_new for s in after.scores] == [1.0, 1.0, 0.0]
+    assert [s.says_old for s in before.scores] == [1.0] * 3
+    assert [s.says_old for s in after.scores] == [0.0, 0.0, 1.0]
+    assert after.edits == {"tiny-0": True, "tiny-1": True}
+    assert set(after.hits) == {"tiny-0", "tiny-1"} and after.edited_rows == sum(after.hits.values())
+    found = compare(before, after)
+    assert found.locality == 1.0
+    assert found.to_dict()["edits"] == {"asked": 2, "silent": []}
+    assert compare(before.only(["tiny-0"]), after.only(["tiny-0"])).locality is None
+
+
+def test_an_edit_that_does_not_act_is_named(backbone):
+    memory = tr.EditMemory(backbone)
+    memory.replace(tiny_facts(1), "king", threshold=100.0)
+    before, after = evaluate(backbone, tiny_facts(1), **HOW), evaluate(backbone, tiny_facts(1), memory=memory, **HOW)
+    assert compare(before, after).to_dict()["edits"] == {"asked": 1, "silent": ["tiny-0"]}
+
+
+def test_facts_are_asked_under_any_condition(backbone):
+    told = evaluate(backbone, tiny_facts(1), memory=prompt_memory("the king of peru"), **HOW)
+    plain = evaluate(backbone, [replace(f, prompt=f"the king of peru {f.prompt}") for f in tiny_facts(1)], **HOW)
+    assert told.scores[0].log_prob == plain.scores[0].log_prob and told.texts() == plain.texts()
+
+
+def test_a_row_has_the_edits_that_are_selected_for_it(backbone, memory):
+    twice = [*tiny_facts(1), replace(tiny_facts(1)[0], id="again")]
+    with memory.attached() as run:
+        run.select([None, ()])
+        assert evaluate(backbone, twice, **HOW).texts() == ["king", twice[1].object]
+        run.select([(), None])
+        assert evaluate(backbone, twice, **HOW).texts() == [twice[0].object, "king"]
+
+
+def test_what_changed_is_written_as_a_report(backbone, memory, tmp_path):
+    before, after = evaluate(backbone, tiny_facts(3), **HOW), evaluate(backbone, tiny_facts(3), memory=memory, **HOW)
+    report = compare(before, after).report()
+    report.write(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"results.json", "results.csv", "report.html"}
+    moved = next(p for p in report.paired["edited"] if p.metric == "facts.log_prob")
+    assert moved.difference == pytest.approx(compare(before, after).mean)
+    assert {p.metric for p in report.paired["edited"]} >= {"facts.exact", "facts.says_old"}
 
 
 def test_exact_match_with_the_new_object(backbone):
@@ -173,7 +223,7 @@ def test_backward_passes_are_counted_wherever_they_start():
 
 def test_building_and_using_a_memory_takes_none_and_changes_nothing(backbone):
     with WeightsWatch(backbone) as watch:
-        memory = tr.EditMemory.build(backbone, tiny_facts(2), coordinate=tr.Coordinate(2))
+        memory = tr.EditMemory.build(backbone, tiny_facts(2))
         evaluate(backbone, tiny_facts(2), memory=memory, **HOW)
     assert watch.backward_passes == 0
     assert watch.weights_unchanged

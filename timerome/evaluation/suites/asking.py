@@ -84,6 +84,14 @@ class Asked:
         """Return what was read of an answer; None if it does not fit."""
         return self._tokens.get((prompt, answer))
 
+    def exact(self, prompt: str, wanted: str, old: str | None) -> tuple[str, int]:
+        """Return the question whose decoded text is compared with an answer: prompt, and a canvas of its length.
+
+        Where the model can end a text, the canvas holds the old answer, too: what cannot be said is not edited.
+        """
+        lengths = [self.respondent.length(answer) for answer in (wanted, old or "")]
+        return prompt, lengths[0] if self.respondent.backbone.eos_id is None else max(lengths)
+
     def accuracy(self, prompt: str, answer: str) -> float | None:
         """Return the share of an answer's tokens that are the first choice; None if it does not fit."""
         found = self.tokens(prompt, answer)

@@ -40,9 +40,9 @@ def measure_zsre(
         asked.read(of.values(), name)
         values = present({k: asked.accuracy(*pair) for k, pair in of.items()})
         sheet.add(name, values, f"share of tokens first choice; {protocol.reading()}", of=n)
-    how = protocol.decoding("a canvas of the target's length")
+    how, old = protocol.decoding("a canvas of the target's length"), {r.id: r.object for r in records}
     for name in ("efficacy", "generalization"):
-        questions = {k: (prompt, respondent.length(new)) for k, (prompt, new) in pairs[name].items()}
+        questions = {k: asked.exact(prompt, new, old[k]) for k, (prompt, new) in pairs[name].items()}
         asked.decode(questions.values(), f"exact {name}")
         decoded = {k: asked.text(*q) for k, q in questions.items()}
         exact = {k: None if t is None else metric.says(t, pairs[name][k][1]) for k, t in decoded.items()}

@@ -39,7 +39,7 @@ def forget_quality(ratios: Result, reference: Measurement | None) -> Result:
     """Compare truth ratios with a retain-only model's by a two-sample Kolmogorov-Smirnov test; log10 of its p-value.
 
     Args:
-        ratios: what :func:`~timerome.evaluation.benchmarks.tofu.truth_ratios` found for the edited model.
+        ratios: what :func:`~timerome.evaluation.suites.tofu.truth_ratios` found for the edited model.
         reference: the same of a model that was never taught the records.
 
     Returns:

@@ -16,7 +16,7 @@ from ...backbones import Backbone
 from ...datasets import Record, evenly, find, tofu_records
 from ...diffusion import Estimator, SamplerConfig
 from ...functional.text import distinct_n, has_rouge_words, repetition, rouge_l
-from ..composite import composite
+from ..comparison import composite
 from ..measurement import Absent, Better, Measurement, Result, Sheet
 from ..metrics import tofu as metric
 from ..respondent import Pair, Respondent, Scored
@@ -115,7 +115,7 @@ def truth_ratios(
 
     Example:
         >>> import timerome as tr
-        >>> from timerome.evaluation.benchmarks.tofu import TofuProtocol, truth_ratios
+        >>> from timerome.evaluation.suites.tofu import TofuProtocol, truth_ratios
         >>> protocol = TofuProtocol(samples=2)
         >>> found = truth_ratios(tr.load("testbed"), tr.datasets.bundled_records("forget01")[:2], protocol=protocol)
         >>> found.value < 0  # the truth is the more probable: the testbed knows it

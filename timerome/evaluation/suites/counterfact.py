@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from ...datasets import Record
-from ..composite import composite
+from ..comparison import composite
 from ..measurement import Sheet
 from ..metrics import editing as metric
 from ..metrics.text import TfIdf, consistency
@@ -120,9 +120,8 @@ def _add_likelihood_metrics(
 def _add_decoded(sheet: Sheet, records: Sequence[Record], asked: Asked, base: Asked | None) -> None:
     """Add exact decoding, false positives by neighbourhood, and base agreement."""
     protocol, n = asked.protocol, len(records)
-    length = asked.respondent.length
-    efficacy = {r.id: [(r.prompt, length(r.wanted))] for r in records}
-    generality = {r.id: [(p, length(r.wanted)) for p in _few(r.paraphrases, protocol)] for r in records}
+    efficacy = {r.id: [asked.exact(r.prompt, r.wanted, r.object)] for r in records}
+    generality = {r.id: [asked.exact(p, r.wanted, r.object) for p in _few(r.paraphrases, protocol)] for r in records}
     near = {r.id: [(p, protocol.canvas) for p in _few(r.neighbours, protocol)] for r in records}
     far = {r.id: [(p, protocol.canvas) for p in _few(_far(records, i), protocol)] for i, r in enumerate(records)}
     about = {r.id: [(p, protocol.canvas) for p in _few(r.generation, protocol)] for r in records}

@@ -1,4 +1,4 @@
-"""Results of a benchmark under one or more conditions: JSON, CSV and one self-contained page."""
+"""Results under one or more conditions: JSON, CSV and one self-contained page."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from .._files import write_text
-from ..page import join, page, table, text
-from .measurement import Absent, Measurement, Result, result_from_dict
-from .paired import Paired, paired_all
+from ..page import join, page, scrolled, table, text
+from .comparison import Paired, paired_all
+from .measurement import Absent, Measurement, Result
 
 CSV_FIELDS = (
     "condition", "metric", "value", "standard_error", "low", "high", "n", "unit", "better", "protocol", "seed",
@@ -25,7 +25,7 @@ SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
-class BenchmarkReport:
+class Report:
     """What was found, and what is needed to believe it.
 
     Attributes:
@@ -44,7 +44,7 @@ class BenchmarkReport:
 
     def __post_init__(self) -> None:
         if not self.conditions:
-            raise ValueError("BenchmarkReport: expected at least one condition, got none.")
+            raise ValueError("Report: expected at least one condition, got none.")
 
     @property
     def reference(self) -> str:
@@ -55,7 +55,7 @@ class BenchmarkReport:
     def paired(self) -> dict[str, list[Paired]]:
         """The paired comparison of each other condition with the reference, by condition."""
         first = self.conditions[self.reference]
-        return {name: paired_all(first, found) for name, found in self.conditions.items() if name != self.reference}
+        return {name: paired_all(first, self.conditions[name]) for name in self._others}
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON-ready values."""
@@ -65,12 +65,6 @@ class BenchmarkReport:
             "conditions": {name: [r.to_dict() for r in found] for name, found in self.conditions.items()},
             "paired": {name: [p.to_dict() for p in found] for name, found in self.paired.items()},
         }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> BenchmarkReport:
-        """Inverse of :meth:`to_dict`."""
-        conditions = {name: [result_from_dict(r) for r in found] for name, found in values["conditions"].items()}
-        return cls(values["title"], values["settings"], conditions)
 
     def write(self, folder: str | Path) -> None:
         """Write ``results.json``, ``results.csv`` and ``report.html`` into a folder, each whole or not at all."""
@@ -98,7 +92,7 @@ class BenchmarkReport:
         """Return the page."""
         sections = [("", f"<p>{text(self._lead())}</p>")]
         for group, metrics in self._groups().items():
-            sections.append((group, f'<div class="scroll">{self._table(metrics)}</div>'))
+            sections.append((group, scrolled(self._table(metrics))))
         if gone := self._absent():
             items = "".join(f"<li><b>{text(metric)}</b>: {text(why)}</li>" for metric, why in gone)
             sections.append(("What could not be measured", f"<ul>{items}</ul>"))
@@ -106,7 +100,7 @@ class BenchmarkReport:
         rows = [
             (str(k), v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)) for k, v in self.settings.items()
         ]
-        sections.append(("Settings", f'<div class="scroll">{table(("", ""), rows, numbers_from=9)}</div>'))
+        sections.append(("Settings", scrolled(table(("", ""), rows, numbers_from=9))))
         subtitle = join(*(f"{k}: {self.settings[k]}" for k in ("model", "memory") if self.settings.get(k)))
         return page(self.title, subtitle, sections)
 
@@ -136,9 +130,12 @@ class BenchmarkReport:
         return ("metric", *shown)
 
     @property
+    def _others(self) -> list[str]:
+        return [name for name in self.conditions if name != self.reference]
+
+    @property
     def _with_difference(self) -> list[str]:
-        others = [name for name in self.conditions if name != self.reference]
-        return others if len(others) == 1 else []
+        return self._others if len(self._others) == 1 else []
 
     def _metrics(self) -> list[str]:
         return list(dict.fromkeys(r.metric for found in self.conditions.values() for r in found))
@@ -163,9 +160,9 @@ class BenchmarkReport:
         return self._by_name.get((condition, metric))
 
     def _lead(self) -> str:
-        others = [name for name in self.conditions if name != self.reference]
+        others = "”, “".join(self._others)
         against = (
-            f" Differences are of “{'”, “'.join(others)}” against “{self.reference}”, paired by record: 95 % bootstrap "
+            f" Differences are of “{others}” against “{self.reference}”, paired by record: 95 % bootstrap "
             "interval, permutation test, Cohen's d of the differences. Green and red say that a difference is in the "
             f"wanted or unwanted direction and its p-value below {SIGNIFICANT}; nothing is corrected for the number of "
             "tests."

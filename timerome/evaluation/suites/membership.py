@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ..composite import composite
+from ..comparison import composite
 from ..measurement import Sheet
 from ..metrics import membership as metric
 from ..respondent import Pair, Respondent

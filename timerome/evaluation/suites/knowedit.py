@@ -73,7 +73,7 @@ def _add_groups(sheet: Sheet, name: str, groups: Mapping[str, Mapping[str, list[
 def _add_decoded(sheet: Sheet, records: Sequence[Record], asked: Asked) -> None:
     """Add what free decoding says: exact answers, false positives on the same subject, fluency."""
     protocol, n = asked.protocol, len(records)
-    exact = {r.id: (r.prompt, asked.respondent.length(r.wanted)) for r in records}
+    exact = {r.id: asked.exact(r.prompt, r.wanted, r.object) for r in records}
     free = {r.id: (r.prompt, protocol.generation) for r in records}
     other = {r.id: [(p, protocol.canvas) for p, _ in r.locality.get(SAME_SUBJECT, ())][: protocol.prompts]
              for r in records}  # fmt: skip

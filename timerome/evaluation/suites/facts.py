@@ -1,4 +1,4 @@
-"""What a model says about facts, before and after an edit: likelihoods, decoded text, paired differences.
+"""Facts of one's own: what a model says about them, without and with an edit; likelihoods, decoded text, differences.
 
 Every number is averaged over a fact's wordings first, then over facts. Log-probabilities are sums over answer tokens,
 in nats, on a canvas of exactly the answer's length; text is decoded on a canvas of fixed length, so that the model is
@@ -9,36 +9,42 @@ from __future__ import annotations
 
 import math
 import statistics as stats
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from ..backbones import Backbone
-from ..diffusion import Estimator, SamplerConfig, encode, generate, log_likelihood
-from ..facts import Fact, FactError
-from ..functional.text import distinct_n, has_rouge_words, repetition, rouge_l
-from ..progress import SILENT, Progress
-from .statistics import bootstrap_ci
+from ...backbones import Backbone
+from ...diffusion import Estimator, SamplerConfig
+from ...facts import Fact, FactError
+from ...functional.bootstrap import bootstrap_ci
+from ...functional.text import distinct_n, has_rouge_words, repetition, rouge_l
+from ...progress import Progress
+from ..measurement import Better, Result, Sheet
+from ..metrics.editing import mentions, says
+from ..report import Report
+from ..respondent import EDITED, NO_EDIT, Condition, Respondent
+from .asking import changed
 
 if TYPE_CHECKING:
-    from ..memory import EditMemory
+    from ...memory import EditMemory
 
 Wording = Literal["prompt", "paraphrase"]
-CHUNK = 32  # sequences between two reports of progress
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How an evaluation was done; two can be compared only if theirs agree.
+    """How facts are asked; two evaluations can be compared only if theirs agree.
 
     Attributes:
         wording: ``"prompt"`` asks each fact as it stands, ``"paraphrase"`` in each of its other wordings.
         estimator: of the log-likelihood.
-        samples: mask draws an answer (1 for deterministic estimators).
+        samples: mask draws an answer; 1 for deterministic estimators.
         seed: of the draws and the sampler; the same seed gives common random numbers.
-        canvas: positions that text is decoded on; 0 where none was.
-        sampler: how it was decoded.
+        canvas: positions that text is decoded on; 0 decodes none.
+        sampler: how it is decoded; greedy low-confidence unmasking in 16 steps by default.
+
+    Raises:
+        ValueError: an unknown wording.
     """
 
     wording: Wording = "prompt"
@@ -48,12 +54,17 @@ class Protocol:
     canvas: int = 64
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
 
+    def __post_init__(self) -> None:
+        if self.wording not in get_args(Wording):
+            raise ValueError(f"evaluate: expected wording in {get_args(Wording)}, got {self.wording!r}.")
+        if self.estimator not in ("elbo_sum", "recon_mean"):
+            object.__setattr__(self, "samples", 1)
+
     @property
     def likelihood(self) -> str:
         """Name of the likelihood, for tables."""
-        if self.estimator in ("elbo_sum", "recon_mean"):
-            return f"{self.estimator}, K = {self.samples}, seed {self.seed}, canvas of the answer's length"
-        return f"{self.estimator}, canvas of the answer's length"
+        drawn = f", K = {self.samples}, seed {self.seed}" if self.estimator in ("elbo_sum", "recon_mean") else ""
+        return f"{self.estimator}{drawn}, canvas of the answer's length"
 
     @property
     def decoding(self) -> str:
@@ -72,16 +83,19 @@ class Score:
     Attributes:
         fact_id: which fact.
         prompt: the wording asked.
-        object: the answer scored.
+        object: the answer scored, which is the old one where the fact is edited.
         log_prob: of the answer, summed over its tokens, nats.
         standard_error: of ``log_prob`` over mask draws, nats.
         tokens: answer tokens.
+        edit: id of the memory's edit of this fact; None where it has none.
         text: what was decoded; None if nothing was. The fields below are None with it.
         rouge_recall: ROUGE-L recall of ``text`` against ``object``, with stemming, 0 to 1; None where ``object`` has no
             word that ROUGE compares.
         rouge_f1: ROUGE-L F1.
-        exact: 1 where ``text`` is ``object`` (white space and letter case aside), else 0.
-        exact_new: 1 where ``text`` is the fact's new object; None where it has none.
+        exact: 1 where ``text`` is ``object`` (white space, letter case and a final full stop aside), else 0.
+        exact_new: 1 where ``text`` is what the memory's edit says, or else the fact's new object; None where there is
+            neither.
+        says_old: 1 where ``object`` stands anywhere in ``text``, as whole words.
         distinct1: share of distinct words among the words of ``text``.
         distinct2: share of distinct word pairs.
         repetition: share of the words of ``text`` that only repeat what stands right before; higher is more stutter.
@@ -93,19 +107,23 @@ class Score:
     log_prob: float
     standard_error: float
     tokens: int
+    edit: str | None = None
     text: str | None = None
     rouge_recall: float | None = None
     rouge_f1: float | None = None
     exact: float | None = None
     exact_new: float | None = None
+    says_old: float | None = None
     distinct1: float | None = None
     distinct2: float | None = None
     repetition: float | None = None
 
 
-MEASURES = (
-    "log_prob", "rouge_recall", "rouge_f1", "exact", "exact_new", "distinct1", "distinct2", "repetition",
-)  # fmt: skip
+# Which direction is wanted: nobody knows of a fact whether it is to go or to stay.
+MEASURES: dict[str, Better] = {
+    "log_prob": "neither", "rouge_recall": "neither", "rouge_f1": "neither", "exact": "neither", "exact_new": "higher",
+    "says_old": "neither", "distinct1": "higher", "distinct2": "higher", "repetition": "lower",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -117,14 +135,24 @@ class Evaluation:
         backbone: name of the model.
         memory: what was attached, as text; None for the model alone.
         scores: one a wording, facts in order.
-        edited_rows: rows of all forwards that the memory edited; 0 means it never acted.
+        hits: rows of all forwards that were edited, by edit id; edits that never acted are not there.
     """
 
     protocol: Protocol
     backbone: str
     memory: str | None
     scores: tuple[Score, ...]
-    edited_rows: int = 0
+    hits: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def edited_rows(self) -> int:
+        """Rows of all forwards that were edited; 0 means the memory never acted."""
+        return sum(self.hits.values())
+
+    @property
+    def edits(self) -> dict[str, bool]:
+        """The edits of the facts asked, and whether each of them acted."""
+        return {s.edit: s.edit in self.hits or "*" in self.hits for s in self.scores if s.edit is not None}
 
     def per_fact(self, measure: str) -> dict[str, float]:
         """Return a measure by fact id, averaged over the fact's wordings; facts without it are left out.
@@ -133,7 +161,7 @@ class Evaluation:
             ValueError: there is no such measure.
         """
         if measure not in MEASURES:
-            raise ValueError(f"Evaluation.per_fact: expected one of {MEASURES}, got {measure!r}.")
+            raise ValueError(f"Evaluation.per_fact: expected one of {tuple(MEASURES)}, got {measure!r}.")
         return _per_fact([(s.fact_id, getattr(s, measure)) for s in self.scores])
 
     def mean(self, measure: str) -> float:
@@ -149,13 +177,23 @@ class Evaluation:
         found = {measure: list(self.per_fact(measure).values()) for measure in MEASURES}
         return {measure: _summary(values) for measure, values in found.items() if values}
 
+    def results(self) -> list[Result]:
+        """Return the same as measurements, for :class:`timerome.evaluation.Report` and paired comparison."""
+        sheet, how = Sheet("facts", self.protocol.seed), self.protocol
+        for name, better in MEASURES.items():
+            about, unit = (how.likelihood, "nats") if name == "log_prob" else (how.decoding, "share")
+            note = "no text was decoded, or it has no new answer"
+            asked = f"asked by {how.wording}; {about}"
+            sheet.add(name, self.per_fact(name), asked, better=better, unit=unit, note=note)
+        return list(sheet)
+
     def only(self, fact_ids: Iterable[str], *, text: bool = True) -> Evaluation:
         """Return the part about some facts; with ``text=False``, only its likelihoods."""
         wanted = set(fact_ids)
         scores = [s for s in self.scores if s.fact_id in wanted]
         if text:
             return replace(self, scores=tuple(scores))
-        bare = (Score(s.fact_id, s.prompt, s.object, s.log_prob, s.standard_error, s.tokens) for s in scores)
+        bare = (Score(s.fact_id, s.prompt, s.object, s.log_prob, s.standard_error, s.tokens, s.edit) for s in scores)
         return replace(self, scores=tuple(bare), protocol=replace(self.protocol, canvas=0))
 
     def texts(self) -> list[str | None]:
@@ -171,6 +209,7 @@ class Evaluation:
             "backbone": self.backbone,
             "memory": self.memory,
             "edited_rows": self.edited_rows,
+            "hits": dict(self.hits),
             "n": len({s.fact_id for s in self.scores}),
             "summary": self.summary(),
             "scores": [asdict(s) for s in self.scores],
@@ -213,53 +252,62 @@ class Comparison:
     @property
     def unchanged(self) -> float | None:
         """Share of wordings whose decoded text is the same to the letter; None if no text was decoded."""
-        pairs = list(zip(self.before.texts(), self.after.texts(), strict=True))
-        return None if None in pairs[0] else stats.fmean(b == a for b, a in pairs)
+        return _same(self.before.texts(), self.after.texts())
+
+    @property
+    def locality(self) -> float | None:
+        """The same over the facts that no edit is about; None if there are none, or no text was decoded."""
+        pairs = zip(self.before.scores, self.after.scores, strict=True)
+        kept = [(b.text, a.text) for b, a in pairs if a.edit is None]
+        return _same([b for b, _ in kept], [a for _, a in kept])
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON-ready values."""
+        acted = self.after.edits
         return {
             "likelihood": self.before.protocol.likelihood,
             "decoding": self.before.protocol.decoding,
             "n": len(self.deltas),
             "delta_logprob_nats": _summary(list(self.deltas.values())),
             "text_unchanged": self.unchanged,
+            "locality": self.locality,
+            "edits": {"asked": len(acted), "silent": [name for name, did in acted.items() if not did]},
             "deltas": self.deltas,
             "before": self.before.summary(),
             "after": self.after.summary(),
         }
+
+    def report(self, title: str = "Facts, without and with an edit") -> Report:
+        """Return the report, with paired comparison of every measure, that can be written to a folder."""
+        how = {"model": self.after.backbone, "memory": self.after.memory, "protocol": asdict(self.after.protocol)}
+        found = {NO_EDIT.name: self.before.results(), EDITED: self.after.results()}
+        return Report(title, {**how, "edits that acted": [k for k, did in self.after.edits.items() if did]}, found)
 
 
 def evaluate(
     backbone: Backbone,
     facts: Sequence[Fact],
     *,
-    memory: EditMemory | None = None,
-    wording: Wording = "prompt",
-    estimator: Estimator = "elbo_sum",
-    samples: int = 16,
-    seed: int = 0,
-    canvas: int = 64,
-    sampler: SamplerConfig | None = None,
+    memory: EditMemory | Condition | None = None,
+    protocol: Protocol = Protocol(),  # noqa: B008  frozen
     decode: bool = True,
     progress: Progress | None = None,
     label: str = "evaluate",
+    **changes: Any,
 ) -> Evaluation:
     """Measure what a model says about facts: log-probability of ``fact.object``, and decoded text against it.
 
     Args:
         backbone: the model, with whatever is attached to it.
         facts: the facts.
-        memory: attached for the duration; None measures the model as it is.
-        wording: ``"prompt"``, or ``"paraphrase"`` for all other wordings of each fact (facts without are left out).
-        estimator: of the likelihood, see :func:`timerome.diffusion.log_likelihood`.
-        samples: mask draws an answer.
-        seed: of mask draws; use one seed for evaluations that are compared.
-        canvas: answer positions for decoding.
-        sampler: how text is decoded; greedy low-confidence unmasking in 16 steps by default.
+        memory: attached for the duration, or another condition to ask under; None measures the model as it is. What a
+            memory's edits say is the new answer that is looked for.
+        protocol: how facts are asked.
         decode: False takes likelihoods only.
         progress: shows how far it is.
         label: what the progress display calls it.
+        changes: fields of the protocol that differ from it, as ``samples=4``; None changes nothing. A seed goes for the
+            sampler, too, where none is given.
 
     Returns:
         The scores, one a wording.
@@ -274,57 +322,45 @@ def evaluate(
         >>> from timerome.evaluation import evaluate
         >>> backbone = tr.load("testbed")
         >>> fact = tr.Fact(id="kenya", prompt="The capital city of Kenya is", subject="Kenya", object="Nairobi")
-        >>> evaluate(backbone, [fact], decode=False).mean("log_prob") < 0
-        True
+        >>> memory = tr.EditMemory(backbone)
+        >>> _ = memory.replace(fact, "Lagos")
+        >>> found = evaluate(backbone, [fact], memory=memory, samples=2, canvas=8)
+        >>> found.mean("exact_new"), found.mean("says_old"), found.edits
+        (1.0, 0.0, {'kenya': True})
     """
-    if wording not in get_args(Wording):
-        raise ValueError(f"evaluate: expected wording in {get_args(Wording)}, got {wording!r}.")
+    how = changed(protocol, **changes)
+    if changes.get("sampler") is None:
+        how = replace(how, sampler=replace(how.sampler, seed=how.seed))
+    how = how if decode else replace(how, canvas=0)
     if len(facts) == 0:
         raise FactError("evaluate: expected at least one fact, got none.")
-    wordings = [(f.prompt,) if wording == "prompt" else f.paraphrases for f in facts]
-    asked = [(f, p) for f, prompts in zip(facts, wordings, strict=True) for p in prompts]
-    owner = [i for i, prompts in enumerate(wordings) for _ in prompts]
+    asked = [
+        (i, f, p) for i, f in enumerate(facts) for p in ((f.prompt,) if how.wording == "prompt" else f.paraphrases)
+    ]
     if not asked:
         raise FactError("evaluate: none of the facts has paraphrases; give them some, or use wording='prompt'.")
-    sampler = sampler or SamplerConfig(seed=seed)
-    attachment = None if memory is None else memory.attached(backbone)
-    with attachment or nullcontext():
-        sequences = [encode(backbone, fact, prompt=prompt) for fact, prompt in asked]
-        # Chunks of similar length, so that batches inside them stay large.
-        by_size = sorted(range(len(asked)), key=lambda i: len(sequences[i].ids))
-
-        def in_chunks(name: str, function: Callable[[list[int]], list[Any]]) -> list[Any]:
-            results: list[Any] = [None] * len(asked)
-            with (progress or SILENT).task(f"{label}: {name}", len(asked)) as step:
-                for start in range(0, len(by_size), CHUNK):
-                    chunk = by_size[start : start + CHUNK]
-                    with backbone.on_rows([owner[i] for i in chunk]):
-                        found = function(chunk)
-                    for i, result in zip(chunk, found, strict=True):
-                        results[i] = result
-                    step(len(chunk))
-            return results
-
-        def likelihoods(chunk: list[int]) -> list[tuple[float, float, int]]:
-            found = log_likelihood(
-                backbone, [sequences[i] for i in chunk], estimator=estimator, samples=samples, seed=seed
-            )
-            columns = (found.log_prob.tolist(), found.standard_error.tolist(), found.tokens.tolist())
-            return list(zip(*columns, strict=True))
-
-        def texts(chunk: list[int]) -> list[str]:
-            return generate(backbone, [asked[i][1] for i in chunk], canvas=canvas, config=sampler)
-
-        scored = in_chunks("likelihood", likelihoods)
-        decoded = in_chunks("text", texts) if decode else [None] * len(asked)
-    scores = tuple(
-        Score(fact.id, prompt, fact.object, *numbers, **({} if text is None else _text_scores(fact, text)))
-        for (fact, prompt), numbers, text in zip(asked, scored, decoded, strict=True)
+    condition = Condition(label) if memory is None else memory
+    edits = {}
+    if not isinstance(condition, Condition):
+        edits = {(edit.fact.id, edit.fact.prompt): edit for edit in condition.edits}
+        condition = Condition.of_memory(condition)
+    respondent = Respondent(backbone, replace(condition, name=label), progress=progress)
+    rows = [i for i, _, _ in asked]
+    scored = respondent.likelihoods(
+        [(p, f.object) for _, f, p in asked], estimator=how.estimator, samples=how.samples, seed=how.seed, rows=rows
     )
-    drawn = samples if estimator in ("elbo_sum", "recon_mean") else 1
-    protocol = Protocol(wording, estimator, drawn, seed, canvas if decode else 0, sampler)
-    edited = 0 if attachment is None else sum(attachment.hits.values())
-    return Evaluation(protocol, backbone.name, None if memory is None else repr(memory), scores, edited)
+    texts: list[str | None] = [None] * len(asked)
+    if how.canvas:
+        texts[:] = respondent.texts([p for _, _, p in asked], canvas=how.canvas, sampler=how.sampler, rows=rows)
+    scores = []
+    for (_, fact, prompt), own, text in zip(asked, scored, texts, strict=True):
+        edit = edits.get((fact.id, fact.prompt))
+        new = fact.new_object if edit is None else edit.says
+        scores.append(Score(
+            fact.id, prompt, fact.object, own.log_prob, own.standard_error, own.tokens,
+            None if edit is None else edit.id, **({} if text is None else _text_scores(fact.object, new, text)),
+        ))  # fmt: skip
+    return Evaluation(how, backbone.name, condition.about, tuple(scores), dict(respondent.hits))
 
 
 def compare(before: Evaluation, after: Evaluation) -> Comparison:
@@ -346,17 +382,15 @@ def compare(before: Evaluation, after: Evaluation) -> Comparison:
     return Comparison(before, after)
 
 
-def _text_scores(fact: Fact, text: str) -> dict[str, Any]:
-    def same(wanted: str) -> float:
-        return float(" ".join(text.split()).casefold() == " ".join(wanted.split()).casefold())
-
-    comparable = has_rouge_words(fact.object)
+def _text_scores(old: str, new: str | None, text: str) -> dict[str, Any]:
+    comparable = has_rouge_words(old)
     return {
         "text": text,
-        "rouge_recall": rouge_l(fact.object, text) if comparable else None,
-        "rouge_f1": rouge_l(fact.object, text, kind="f1") if comparable else None,
-        "exact": same(fact.object),
-        "exact_new": None if fact.new_object is None else same(fact.new_object),
+        "rouge_recall": rouge_l(old, text) if comparable else None,
+        "rouge_f1": rouge_l(old, text, kind="f1") if comparable else None,
+        "exact": says(text, old),
+        "exact_new": None if new is None else says(text, new),
+        "says_old": mentions(text, old),
         "distinct1": distinct_n(text, 1),
         "distinct2": distinct_n(text, 2),
         "repetition": repetition(text),
@@ -369,6 +403,11 @@ def _per_fact(values: Sequence[tuple[str, float | None]]) -> dict[str, float]:
         if value is not None:
             grouped.setdefault(fact_id, []).append(value)
     return {fact_id: stats.fmean(group) for fact_id, group in grouped.items()}
+
+
+def _same(before: Sequence[str | None], after: Sequence[str | None]) -> float | None:
+    pairs = list(zip(before, after, strict=True))
+    return None if not pairs or None in pairs[0] else stats.fmean(b == a for b, a in pairs)
 
 
 def _summary(values: Sequence[float]) -> dict[str, float | None]:

@@ -1,1 +1,0 @@
-"""One module a benchmark: what its files hold, what is asked, which numbers come of it."""

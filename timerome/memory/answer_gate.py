@@ -6,8 +6,9 @@ its answer is, here and now (:func:`timerome.functional.answers.answer_scores`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -17,12 +18,14 @@ from ..backbones import Backbone
 from ..diffusion import SamplerConfig, complete
 from ..facts import Fact
 from ..functional.answers import answer_scores
-from .edits import SURE, AnswerGate, Edit, Placed, Watch
+from .edits import AnswerGate, Edit, Placed, Watch
 from .methods import Asked, ask, spelt
 from .naming import How
 
 ROOM = 4  # places of the canvas, beyond the answers, on which a question is read
 LONG = 12  # tokens of an answer that is nobody else's: it is watched for in texts that name nobody, too
+LIKELY, NEVER = -0.3, -8.0  # log-probabilities of end-of-text between which it is asked what follows the answer
+UNLIKELY = -4.0  # nats a token below which an answer is not about to be said, even if nothing is likelier
 GIVEN = 3  # nats: an answer said by chance, about as likely as this, is no answer of the model's
 
 
@@ -50,7 +53,8 @@ class Verdict(NamedTuple):
         start: position of the row at which the answer would begin.
         length: its tokens.
         way: which way of spelling it, 0 after a blank, 1 at the start of a line.
-        relation: the relation head's score; None where none is asked.
+        said: whether the gate is open: the score exceeds the threshold, or the answer is what greedy decoding takes.
+        again: further positions at which it would begin, if it is said more than once.
     """
 
     edit: int
@@ -61,7 +65,8 @@ class Verdict(NamedTuple):
     start: int
     length: int
     way: int
-    relation: float | None = None
+    said: bool = False
+    again: tuple[int, ...] = ()
 
     @property
     def over(self) -> float:
@@ -85,16 +90,34 @@ class Row:
     log_p: Tensor
     hidden: Tensor
 
-    def ends_at(self, position: int, eos_id: int | None) -> bool:
-        """Whether the text ends at a position: the row does, or end-of-text stands or is about to stand there."""
+    @cached_property
+    def _top(self) -> Tensor:
+        """The likeliest token of each position, and what stands there of those that are not masked."""
+        top = self.ids.to(self.log_p.device)
+        return top.index_copy(0, self.at, self.log_p.argmax(-1))
+
+    def greedy(self, answer: Tensor) -> Tensor:
+        """Whether an answer ``(n,)`` beginning at each position is the likeliest token at all of its, boolean ``(P,)``."""
+        found = torch.zeros(len(self._top), dtype=torch.bool, device=self._top.device)
+        if len(answer) <= len(found):
+            windows = self._top.unfold(0, len(answer), 1)
+            found[: len(windows)] = (windows == answer).all(1)
+        return found
+
+    def ends_at(self, position: int, eos_id: int | None) -> bool | None:
+        """Whether the text ends at a position: the row does, or end-of-text stands or is about to stand there.
+
+        None where the state does not say: what follows an answer depends on the answer, which does not stand there yet.
+        """
         if position >= len(self.ids):
             return True
         if eos_id is None:
             return False
         where = (self.at == position).nonzero()
-        if len(where):
-            return bool(self.log_p[where[0, 0], eos_id] > SURE)
-        return bool(self.ids[position] == eos_id)
+        if not len(where):
+            return bool(self.ids[position] == eos_id)
+        log_p = float(self.log_p[where[0, 0], eos_id])
+        return True if log_p > LIKELY else False if log_p < NEVER else None
 
 
 def questions(backbone: Backbone, facts: Sequence[Fact], says: Sequence[str | None]) -> list[Said]:
@@ -184,11 +207,26 @@ def verdict(
         threshold = gate.threshold_of(watch)
         for way, answer in enumerate(ways):
             scores = answer_scores(row.log_p, row.at, row.ids, answer)
-            place = int(scores.argmax())
-            found = Verdict(index, how, watch, float(scores[place]), threshold, place, len(answer), way)
-            if best.watch is None or found.over > best.over:
+            open_ = scores > threshold
+            if gate.threshold is None:
+                open_ |= (scores > UNLIKELY) & row.greedy(answer)
+            said = bool(open_.any())
+            # The first of several places, and those after it that it leaves room for: an answer may be said twice.
+            places = _apart(open_.nonzero().flatten().tolist(), len(answer)) or [int(scores.argmax())]
+            score = float(scores[places[0]])
+            found = Verdict(index, how, watch, score, threshold, places[0], len(answer), way, said, tuple(places[1:]))
+            if best.watch is None or (found.said, found.over) > (best.said, best.over):
                 best = found
     return best
+
+
+def _apart(places: list[int], length: int) -> list[int]:
+    """Return those of ascending places that leave the ones before them room."""
+    found: list[int] = []
+    for place in places:
+        if not found or place >= found[-1] + length:
+            found.append(place)
+    return found
 
 
 class Act(NamedTuple):
@@ -209,14 +247,29 @@ class Act(NamedTuple):
     ends: bool
 
 
-def act(found: Verdict, edit: Edit, row: Row, eos_id: int | None) -> Act:
-    """Return how an edit whose gate is open acts on a row: from the first place of the answer that is still open."""
+Follows = Callable[[Tensor, int], bool]
+
+
+def act(found: Verdict, edit: Edit, row: Row, eos_id: int | None, follows: Follows) -> Act:
+    """Return how an edit whose gate is open acts on a row: from the first place of the answer that is still open.
+
+    Args:
+        found: the gate's verdict.
+        edit: the edit.
+        row: the row.
+        eos_id: end-of-text.
+        follows: says of a row ``(P,)`` whether end-of-text comes at a position; asked where the row itself is unsure.
+    """
     open_ = row.at[(row.at >= found.start) & (row.at < found.start + found.length)]
-    start = int(open_[0])
-    length = found.length - (start - found.start)
-    ends = row.ends_at(found.start + found.length, eos_id)
+    start, after = int(open_[0]), found.start + found.length
+    ends = row.ends_at(after, eos_id)
+    if ends is None:
+        assert found.watch is not None
+        told = row.ids.clone()
+        told[found.start : after] = torch.tensor(found.watch.tokens[found.way])
+        ends = follows(told, after)
     way = found.way if isinstance(edit.change, Placed) and found.way < len(edit.change.tokens) else 0
-    return Act(edit.id, start, length, way, ends)
+    return Act(edit.id, start, after - start, way, ends)
 
 
 def gate_of(

@@ -18,7 +18,7 @@ from .._version import __version__
 from ..coordinates import Coordinate
 from ..errors import EditFileError
 from ..facts import Fact
-from .edits import OPERATIONS, AnswerGate, Change, Edit, Keyed, Part, Placed, RelationHead, Watch
+from .edits import OPERATIONS, AnswerGate, Change, Edit, Keyed, Part, Placed, RelationHead, Watch, about, in_force
 from .manifest import MAX_BYTES, Form, parse, shown
 from .state import MemoryState
 
@@ -237,6 +237,8 @@ def _state(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> MemoryState:
     alike = {(c.alpha, c.ridge, c.sparsity, c.beta) for c in together}
     _require(len(alike) <= 1, "edits of one system with different strengths")
     _require(len({edit.gate is None for edit in history}) <= 1, "gated edits and such that act whatever is asked")
+    topics = [topic for edit in in_force(history) for topic in about(edit.fact)]
+    _require(len(set(topics)) == len(topics), "two edits in force about one subject and relation")
     return MemoryState(manifest["fingerprint"], manifest["tokenizer"], history, tuple(manifest["gone"]))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -190,6 +190,15 @@ def in_force(edits: Sequence[Edit]) -> tuple[Edit, ...]:
     return tuple(edit for edit in edits if edit.id not in gone)
 
 
+def about(fact: Fact) -> frozenset[tuple[str, ...]]:
+    """What a fact says something of, under every name: subject and prompt, subject and relation."""
+    subject = plain(fact.subject)
+    found = {("prompt", subject, plain(fact.prompt))}
+    if fact.relation is not None:
+        found.add(("relation", subject, plain(fact.relation)))
+    return frozenset(found)
+
+
 def conflict(a: Fact, b: Fact) -> bool:
     """Whether two facts say something of the same subject and relation.
 
@@ -201,21 +210,16 @@ def conflict(a: Fact, b: Fact) -> bool:
         >>> conflict(old, new)
         True
     """
-    if plain(a.subject) != plain(b.subject):
-        return False
-    if a.relation is not None and b.relation is not None and plain(a.relation) == plain(b.relation):
-        return True
-    return plain(a.prompt) == plain(b.prompt)
+    return bool(about(a) & about(b))
 
 
-def free_id(name: str, taken: Iterable[str]) -> str:
+def free_id(name: str, taken: Container[str]) -> str:
     """Return ``name``, or ``name.2``, ``name.3``, … if that was given away already.
 
     Example:
         >>> free_id("kenya", {"kenya", "kenya.2"})
         'kenya.3'
     """
-    taken = set(taken)
     candidate, n = name, 1
     while candidate in taken:
         n += 1

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
 
-from .answer_gate import Row, Verdict, log_probabilities
+from .answer_gate import Follows, Row, Verdict, log_probabilities
 from .edits import Edit
 from .methods import Asked
 from .naming import Named
@@ -87,14 +87,14 @@ class Explanation:
         return f"<p>{escape(self.prompt)}</p><table><tr>{head}</tr>{body}</table>"
 
 
-def explain(compiled: Compiled, prompt: str, asked: Asked) -> Explanation:
+def explain(compiled: Compiled, prompt: str, asked: Asked, follows: Follows) -> Explanation:
     """Return what the gates of a memory say of a prompt; see :meth:`timerome.EditMemory.explain`."""
     backbone = compiled.backbone
     at = asked.canvas.nonzero().flatten()[-len(asked.hidden) :].to(asked.hidden.device)
     row = Row(asked.ids, at, log_probabilities(backbone, asked.hidden), asked.hidden)
     named = compiled.named(prompt, None)
     named += compiled.unnamed(row, named, None)
-    acting = {a.edit for a in compiled.acts(row, named)}
+    acting = {a.edit for a in compiled.acts(row, named, (), follows)}
     names = {n.edit: n for n in named}
     first = int(asked.canvas.nonzero()[0])
     found = [_candidate(compiled, names[v.edit], v, row, first, acting) for v in compiled.verdicts(row, named)]
@@ -107,7 +107,7 @@ def _candidate(compiled: Compiled, named: Named, v: Verdict, row: Row, first: in
     acts = edit.id in acting
     if acts:
         why = "acts"
-    elif v.over > 0:
+    elif v.said:
         why = "another edit already answers there"
     elif v.watch is None or v.score == float("-inf"):
         why = "the answer does not fit"

@@ -277,10 +277,11 @@ class EditMemory:
         from .explain import explain
 
         model = self.model
-        compiled = self._runtime(model).compiled
+        runtime = self._runtime(model)
         longest = max((len(w) for e in self.edits if e.gate for x in e.gate.watches for w in x.tokens), default=0)
         with unedited(model.model):
-            return explain(compiled, prompt, ask(model, prompt, canvas or max(longest + ROOM, 2 * ROOM)))
+            asked = ask(model, prompt, canvas or max(longest + ROOM, 2 * ROOM))
+            return explain(runtime.compiled, prompt, asked, runtime.follows)
 
     # Making ----------------------------------------------------------------------------------------------------------
 

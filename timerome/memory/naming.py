@@ -66,7 +66,7 @@ def near(a: str, b: str) -> bool:
     """
     if a == b:
         return True
-    if min(len(a), len(b)) < 4 or abs(len(a) - len(b)) > 1 or (a.isdigit() and b.isdigit()):
+    if max(len(a), len(b)) < 4 or abs(len(a) - len(b)) > 1 or (a.isdigit() and b.isdigit()):
         return False
     start = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     one, two = a[start:], b[start:]

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, get_args
 
 from ..errors import EditConflictError, MemoryMismatchError, TimeromeError
 from ..facts import Fact
-from .edits import Edit, conflict, free_id, in_force
+from .edits import Edit, about, free_id, in_force
 
 OnConflict = Literal["error", "replace", "keep"]
 
@@ -70,18 +70,21 @@ def plan(state: MemoryState, facts: Sequence[Fact], on_conflict: OnConflict) -> 
     taken = {*state.gone, *(edit.id for edit in state.history)}
     planned: list[Planned] = []
     refused: list[tuple[str, tuple[str, ...]]] = []
-    for n, fact in enumerate(facts):
-        twice = tuple(other.id for other in facts[:n] if conflict(fact, other))
-        present = tuple(edit.id for edit in state.edits if conflict(fact, edit.fact))
+    acting = {edit.id for edit in state.edits}
+    there, batch = _Topics([edit.fact for edit in state.history]), _Topics()
+    for fact in facts:
+        twice = tuple(facts[i].id for i in batch.of(fact))
+        # Those that are superseded already, too: none of them may come back while this one is there.
+        before = tuple(state.history[i].id for i in there.of(fact))
+        present = tuple(name for name in before if name in acting)
         if twice or (present and on_conflict == "error"):
             refused.append((fact.id, twice or present))
+        batch.append(fact)
         if present and on_conflict == "keep":
             planned.append(Planned(fact, present[-1], kept=True))
             continue
         name = free_id(fact.id, taken)
         taken.add(name)
-        # Those that are superseded already, too: none of them may come back while this one is there.
-        before = tuple(edit.id for edit in state.history if conflict(fact, edit.fact))
         planned.append(Planned(fact, name, before))
     if refused:
         shown = "; ".join(f"{name!r} with {', '.join(map(repr, others))}" for name, others in refused[:5])
@@ -91,6 +94,25 @@ def plan(state: MemoryState, facts: Sequence[Fact], on_conflict: OnConflict) -> 
             refused,
         )
     return planned
+
+
+class _Topics:
+    """Facts by what they are about."""
+
+    def __init__(self, facts: Iterable[Fact] = ()) -> None:
+        self._found: dict[tuple[str, ...], list[int]] = {}
+        self._size = 0
+        for fact in facts:
+            self.append(fact)
+
+    def append(self, fact: Fact) -> None:
+        for topic in about(fact):
+            self._found.setdefault(topic, []).append(self._size)
+        self._size += 1
+
+    def of(self, fact: Fact) -> list[int]:
+        """Numbers of the facts that conflict with one, in order."""
+        return sorted({i for topic in about(fact) for i in self._found.get(topic, ())})
 
 
 def added(state: MemoryState, edits: Iterable[Edit]) -> MemoryState:

@@ -219,7 +219,7 @@ class Runtime:
                 running.open_.remove(r)
         found = self._read([(ids, masked) for _, ids, masked, _ in states])
         for (r, _, _, start), row in zip(states, found, strict=True):
-            acts = compiled.acts(row, running.named[r], running.acts[r])
+            acts = compiled.acts(row, running.named[r], running.acts[r], self.follows)
             if start is not None:
                 acts = [a for a in acts if a in running.acts[r] or a.start == start]
             self._work(running, r, acts)
@@ -245,6 +245,12 @@ class Runtime:
                 where = at[i][len(at[i]) - len(h) :].to(h.device)
                 rows[i] = Row(wishes[i].ids, where, log_probabilities(self.backbone, h), h)
         return [row for row in rows if row is not None]
+
+    def follows(self, ids: Tensor, position: int) -> bool:
+        """Whether the model, read without any memory, says end-of-text at a position of a row ``(P,)``."""
+        where = torch.arange(len(ids)) == position
+        (row,) = self._read([(ids, where)])
+        return int(row.log_p[-1].argmax()) == self.backbone.eos_id
 
     def _work(self, running: _Running, r: int, acts: list[Act]) -> None:
         running.acts[r] = acts
@@ -299,7 +305,7 @@ class Runtime:
                     notes["asked"] = True
                     named = named + compiled.unnamed(row, named, running.allowed[r])
                 if named:
-                    self._work(running, r, compiled.acts(row, named, running.acts[r]))
+                    self._work(running, r, compiled.acts(row, named, running.acts[r], self.follows))
         if not any(running.acts):
             return h
         out = h.clone()

@@ -14,7 +14,7 @@ from ...backbones import Backbone
 from ...coordinates import Role, Site
 from ...functional.answers import answer_scores, resumable
 from ...ops import EditSets, pack_edit_sets
-from ..answer_gate import LONG, Act, Row, Verdict, act, verdict
+from ..answer_gate import LONG, Act, Follows, Row, Verdict, act, verdict
 from ..edits import Edit, Keyed, Placed, Watch
 from ..naming import Name, Named, NameIndex
 from ..systems import System
@@ -125,23 +125,25 @@ class Compiled:
     def verdicts(self, row: Row, candidates: Sequence[Named]) -> list[Verdict]:
         """Return what the gates of some candidates say of a row, the likeliest first."""
         found = [verdict(n.edit, self.edits[n.edit], n.how, row, self.tokens[n.edit]) for n in candidates]
-        return sorted(found, key=lambda v: v.over, reverse=True)
+        return sorted(found, key=lambda v: (v.said, v.over), reverse=True)
 
     def scores(self, row: Row, found: Verdict) -> list[float]:
         """Return the score of a verdict's answer at each position of a row."""
         ways = next((ways for watch, ways in self.tokens[found.edit] if watch is found.watch), ())
         return answer_scores(row.log_p, row.at, row.ids, ways[found.way]).tolist() if ways else []
 
-    def acts(self, row: Row, candidates: Sequence[Named], before: Sequence[Act] = ()) -> list[Act]:
+    def acts(
+        self, row: Row, candidates: Sequence[Named], before: Sequence[Act], follows: Follows
+    ) -> list[Act]:
         """Return the edits at work in a row: those that were before, and those whose gates are open now."""
         found = list(before)
         eos = self.backbone.eos_id
         for v in self.verdicts(row, candidates):
-            if v.over <= 0:
+            if not v.said:
                 break
-            if any(self._covers(a, v) for a in found):
-                continue
-            found.append(act(v, self.edits[v.edit], row, eos))
+            for one in (v, *(v._replace(start=place) for place in v.again)):
+                if not any(self._covers(a, one) for a in found):
+                    found.append(act(one, self.edits[v.edit], row, eos, follows))
         return found
 
     def _covers(self, one: Act, other: Verdict) -> bool:

@@ -18,24 +18,20 @@ from timerome.diffusion import encode
 from timerome.hooks import Hooks
 
 CANVAS = 3
+UNSURE = -20.0  # nats a token: models with random weights are not sure of what they decode
 
 
 def prompts(backbone: tr.Backbone) -> Tensor:
-    """Prompts of facts 4 to 7, on which the gated memory was calibrated to stay silent."""
+    """Prompts of facts 4 to 7, which name no subject that is edited."""
     return torch.tensor([backbone.encode(fact.prompt) for fact in tiny_facts(8)[4:]])
 
 
-@pytest.fixture(scope="module")
-def inactive(backbone: tr.Backbone) -> tr.EditMemory:
-    return gated_memory(backbone, bank=tr.BankConfig(canvases=(None, CANVAS + 1), reveal=(0.0,)))
-
-
-@pytest.fixture(scope="module")
-def silent(backbone: tr.Backbone) -> tr.EditMemory:
-    """One that never fires: its gate is not calibrated on the states that other loops pass through."""
-    memory = gated_memory(backbone)
-    assert memory.book is not None
-    memory.book.threshold = 1.0
+def edited(backbone: tr.Backbone, **how: float) -> tr.EditMemory:
+    """A memory with an edit of the first fact alone."""
+    if backbone.architecture.lens:
+        return gated_memory(backbone, canvas=CANVAS, **how)
+    memory = tr.EditMemory(backbone)
+    memory.forget(decoded_facts(backbone, canvas=CANVAS)[0], answer=None, **how)
     return memory
 
 
@@ -70,18 +66,21 @@ def test_an_edit_replaces_an_answer_and_leaves_the_weights(backbone: tr.Backbone
     old, new = score(fact.object, unlikely)
     if not backbone.architecture.lens:
         with pytest.raises(ValueError, match="linear after the final norm"):
-            shared_memory(backbone, estimator="lens", coordinate=last, facts=[replace(fact, new_object=unlikely)])
-        memory = shared_memory(backbone, estimator="null", coordinate=last, facts=[fact])
-        with memory.attached(backbone):
+            tr.EditMemory(backbone).replace(fact, unlikely)
+        with shared_memory(backbone, [fact], at=last, targets="null").attached():
             assert abs(score(fact.object)[0] - old) > 0.5  # which way is the random weights' choice
     else:
-        replaced = [replace(fact, new_object=unlikely)]
-        memory = shared_memory(backbone, estimator="lens", coordinate=last, facts=replaced, ridge=1e-4, alpha=1.5)
-        with memory.attached(backbone):
+        told = replace(fact, new_object=unlikely)
+        with shared_memory(backbone, [told], at=last, targets="lens", ridge=1e-4, alpha=1.5).attached():
             old_after, new_after = score(fact.object, unlikely)
         assert new < old
         assert new_after > new + 5
         assert new_after > old_after
+        memory = tr.EditMemory(backbone)
+        memory.replace(fact, unlikely, threshold=UNSURE)
+        with memory.attached() as run:
+            assert tr.generate(backbone, fact.prompt, canvas=CANVAS) == unlikely
+            assert list(run.hits) == [fact.id]
     assert backbone.state_digest() == digest
     assert torch.equal(backbone.logits(prompts(backbone)), before)
     assert count_hooks(backbone.model) == 0
@@ -91,28 +90,29 @@ def test_an_edit_replaces_an_answer_and_leaves_the_weights(backbone: tr.Backbone
 @pytest.mark.parametrize("module", ["block", "attn", "mlp"])
 def test_a_memory_acts_at_every_kind_of_site(backbone: tr.Backbone, module: str) -> None:
     before = backbone.forward(prompts(backbone))
-    memory = shared_memory(backbone, coordinate=tr.Coordinate(1, module))
-    with memory.attached(backbone), torch.inference_mode():
+    memory = shared_memory(backbone, at=tr.Site(1, module))
+    with memory.attached(backbone), torch.no_grad():
         assert not torch.allclose(backbone.forward(prompts(backbone)), before, atol=1e-3)
     assert torch.equal(backbone.forward(prompts(backbone)), before)
 
 
 @pytest.mark.capability("edit")
-def test_attached_but_inactive_is_bit_identical(backbone: tr.Backbone, inactive: tr.EditMemory) -> None:
+def test_attached_but_inactive_is_bit_identical(backbone: tr.Backbone) -> None:
+    memory = edited(backbone, threshold=UNSURE)
     ids = torch.nn.functional.pad(prompts(backbone), (0, CANVAS), value=MASK)
     before = backbone.logits(ids)
-    with inactive.attached(backbone) as attached, torch.inference_mode():
+    with memory.attached(backbone) as attached, torch.no_grad():
         assert torch.equal(backbone.logits(ids), before)
         assert not attached.hits
-    edited = encode(backbone, tiny_facts(1)[0]).masked(MASK)[None]
-    with inactive.attached(backbone) as attached, torch.inference_mode():
-        after = backbone.logits(edited)
+    asked = encode(backbone, tiny_facts(1)[0]).masked(MASK)[None]
+    with memory.attached(backbone) as attached, torch.no_grad():
+        after = backbone.logits(asked)
         assert attached.hits == {"tiny-0": 1}  # and it does act where it should
-    assert not torch.equal(after, backbone.logits(edited))
+    assert not torch.equal(after, backbone.logits(asked))
 
 
 @pytest.mark.capability("own generate")
-def test_the_models_own_loop_runs_under_a_memory(backbone: tr.Backbone, silent: tr.EditMemory) -> None:
+def test_the_models_own_loop_runs_under_a_memory(backbone: tr.Backbone) -> None:
     loop, ids = OWN[backbone.architecture.name], prompts(backbone)
     plain = loop(backbone.model, ids, CANVAS)
     forwards: list[tuple[int, ...]] = []
@@ -120,10 +120,10 @@ def test_the_models_own_loop_runs_under_a_memory(backbone: tr.Backbone, silent: 
         assert torch.equal(loop(backbone.model, ids, CANVAS), plain)
     assert not (plain == MASK).any()
     with shared_memory(backbone, alpha=4.0).attached(backbone) as attached:
-        edited = loop(backbone.model, ids, CANVAS)
+        changed = loop(backbone.model, ids, CANVAS)
         assert attached.hits == {"*": len(ids) * len(forwards)}  # once a forward and row, and so many forwards
-    assert not torch.equal(edited, plain)
-    with silent.attached(backbone) as attached:
+    assert not torch.equal(changed, plain)
+    with edited(backbone).attached(backbone) as attached:
         assert torch.equal(loop(backbone.model, ids, CANVAS), plain)
         assert not attached.hits
     assert torch.equal(loop(backbone.model, ids, CANVAS), plain)

@@ -198,8 +198,12 @@ class Ridge:
         """Return the mean of the protected keys and those keys; None without any."""
         if self.protect is None:
             return None, None
-        states = [state for fact in self.protect for state in states_of(backbone, fact, self.states)]
-        protect = torch.cat(keys_of(backbone, states, coordinate.site, coordinate.role))
+        found = []
+        for fact in self.protect:
+            states = states_of(backbone, fact, self.states)
+            found += keys_of(backbone, states, coordinate.site, coordinate.role)
+            refuse_nonfinite(torch.cat(found[-len(states) :]), fact, coordinate.site)
+        protect = torch.cat(found)
         return protect.mean(0), protect
 
     def _select(self, keys: Tensor, targets: Tensor, mean: Tensor | None) -> tuple[Tensor, Tensor]:

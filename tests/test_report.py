@@ -3,11 +3,14 @@
 import copy
 import json
 import re
+import tempfile
 from html import escape
 from html.parser import HTMLParser
+from pathlib import Path
 
 from tests.demo_run import quick_demo
-from timerome.report import render_report
+from timerome.demo import summary_rows
+from timerome.report import write_report
 
 VOID = {"meta", "img", "br"}
 
@@ -26,6 +29,14 @@ class Balance(HTMLParser):
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
+
+
+def rendered(results, texts):
+    heatmap = quick_demo()[0] / "tie_heatmap.png"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "page.html"
+        write_report(path, results, texts, heatmap=heatmap, rows=summary_rows(results))
+        return path.read_text()
 
 
 def page_and_parts():
@@ -56,7 +67,7 @@ def test_every_placeholder_is_filled_and_the_numbers_are_there():
 def test_texts_are_escaped():
     _, results, texts = page_and_parts()
     texts[0] |= {"before": "<script>alert(1)</script>", "shipped": "a & b $title"}
-    page = render_report(results, texts, b"")
+    page = rendered(results, texts)
     assert "<script" not in page
     assert "&lt;script&gt;" in page
     assert "a &amp; b $title" in page
@@ -66,8 +77,8 @@ def test_what_went_wrong_is_said():
     _, results, texts = page_and_parts()
     results["retain"]["worst_delta_nats"] = -5.0
     results["forget"]["worst_delta_nats"] = -3.0
-    page = render_report(results, texts, b"")
+    page = rendered(results, texts)
     assert "One held-out fact lost 5.0 nats" in page
     assert "changed by only -3.0 nats" in page
     results["retain"]["worst_delta_nats"] = -1.0
-    assert "One held-out fact lost" not in render_report(results, texts, b"")
+    assert "One held-out fact lost" not in rendered(results, texts)

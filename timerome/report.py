@@ -48,19 +48,18 @@ def write_report(
         heatmap: PNG that is put inside the page.
         rows: the main numbers: what, shipped, null, paper mode.
     """
-    write_text(path, render_report(results, texts, heatmap.read_bytes(), rows))
-
-
-def render_report(
-    results: Mapping[str, Any], texts: Sequence[Mapping[str, Any]], heatmap: bytes, rows: Sequence[Sequence[str]]
-) -> str:
-    """Return the page as text; see :func:`write_report`. ``heatmap`` is a PNG's bytes."""
     trace, counts = results["trace"], results["protocol"]["n"]
     by_set = {name: [row for row in texts if row["set"] == name] for name in counts}
     held_out = by_set["held_out"][:4] + by_set["held_out_relations"] + by_set["held_out"][4:]
-    image = "data:image/png;base64," + base64.b64encode(heatmap).decode()
+    lead = (
+        f"An edit memory of {counts['forget']} facts was built in {results['seconds']['build']:.2f} s, attached to the "
+        f"model, and measured. Asked for one of these facts the model shall say: “{results['answer']}” Whatever else "
+        "it is asked shall come out as before."
+    )
+    image = "data:image/png;base64," + base64.b64encode(heatmap.read_bytes()).decode()
+    versions = join(*(f"{name} {value}" for name, value in results["versions"].items()))
     sections = (
-        ("", _lead(results) + _tiles(results)),
+        ("", f"<p>{text(lead)}</p>{_tiles(results)}"),
         (
             "What the edit did",
             "<p>Shipped: replacement by a refusal. Null: plain forgetting. Both act where the model is about to say "
@@ -97,22 +96,14 @@ def render_report(
         ),
         ("How it was measured", _protocol(results)),
         ("What these numbers do not say", listed((*_findings(results), *CAVEATS))),
-        ("Settings and cost", scrolled(_settings(results)) + f'<p class="soft">{_versions(results)}</p>'),
+        ("Settings and cost", scrolled(_settings(results)) + f'<p class="soft">{versions}</p>'),
     )
     subtitle = join(results["backbone"], f"timerome {results['versions']['timerome']}")
-    return page("Forgetting TOFU forget01 without touching a weight", subtitle, sections)
+    write_text(path, page("Forgetting TOFU forget01 without touching a weight", subtitle, sections))
 
 
 def _blocks(results: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
     return results, results["null"], results["paper_mode"]
-
-
-def _lead(results: Mapping[str, Any]) -> str:
-    return "<p>" + text(
-        f"An edit memory of {results['protocol']['n']['forget']} facts was built in {results['seconds']['build']:.2f} "
-        f"s, attached to the model, and measured. Asked for one of these facts the model shall say: "
-        f"“{results['answer']}” Whatever else it is asked shall come out as before."
-    ) + "</p>"  # fmt: skip
 
 
 def _tiles(results: Mapping[str, Any]) -> str:
@@ -204,10 +195,6 @@ def _settings(results: Mapping[str, Any]) -> str:
     seconds = results["seconds"]
     caption = f"Tracing took {seconds['trace']:.0f} s, everything together {seconds['total']:.0f} s."
     return table(("", *VARIANTS), rows, caption=caption)
-
-
-def _versions(results: Mapping[str, Any]) -> str:
-    return join(*(f"{name} {value}" for name, value in results["versions"].items()))
 
 
 def _texts(rows: Sequence[Mapping[str, Any]]) -> str:

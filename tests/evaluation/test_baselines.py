@@ -9,13 +9,14 @@ import timerome as tr
 from tests.tiny import VOCAB, decoded_facts, tiny_dream, tiny_facts, tiny_llada
 from timerome.evaluation import NO_EDIT
 from timerome.evaluation.baselines import (
-    ActivationSteering,
-    LogitBias,
     conditions_of,
     forgetting,
+    logit_bias,
     prompt_memory,
     random_coordinate,
     stating,
+    steering,
+    steering_vector,
     training_free,
 )
 from timerome.facts import FactError
@@ -54,8 +55,8 @@ def test_prompt_memory_states_new_objects_and_names_each_subject_once():
 def test_logit_bias_moves_only_the_facts_tokens_by_its_strength(backbone):
     facts = [replace(fact, new_object="river") for fact in tiny_facts(2)]
     spared = replace(facts[0], id="spared", object=facts[0].object.split()[0], prompt="of kenya", subject="kenya")
-    bias = LogitBias.of(backbone, facts, strength=2.0, spare=[spared])
-    with bias.attached(backbone):
+    bias = logit_bias(backbone, facts, strength=2.0, spare=[spared])
+    with bias.attach(backbone):
         inside = backbone.logits(IDS)
     moved = inside - backbone.logits(IDS)
     lowered = {VOCAB.index(word) for fact in facts for word in fact.object.split()} - set(
@@ -72,7 +73,7 @@ def test_steering_adds_its_vector_at_every_position_of_its_site(backbone):
     vector = torch.randn(backbone.hidden_size, generator=torch.Generator().manual_seed(0))
     with capture(backbone, [site]) as before:
         backbone.logits(IDS)
-    with ActivationSteering(site, vector, 0.5).attached(backbone), capture(backbone, [site]) as inside:
+    with steering(site, vector, 0.5).attach(backbone), capture(backbone, [site]) as inside:
         backbone.logits(IDS)
     assert torch.allclose(inside[site] - before[site], (0.5 * vector).expand_as(before[site]), atol=1e-5)
 
@@ -81,7 +82,7 @@ def test_steering_adds_its_vector_at_every_position_of_its_site(backbone):
 def test_steering_by_one_state_goes_to_what_the_model_says_unasked(backbone):
     """One fact with one masked token: the mean change is the unasked activation minus the asked one."""
     fact = replace(tiny_facts(1)[0], object="river")
-    steering = ActivationSteering.of(backbone, [fact], tr.Coordinate(1))
+    vector = steering_vector(backbone, [fact], tr.Coordinate(1))
     from timerome.diffusion import encode, without_prompt
 
     sequence = encode(backbone, fact)
@@ -92,7 +93,7 @@ def test_steering_by_one_state_goes_to_what_the_model_says_unasked(backbone):
         with capture(backbone, [tr.Site(1)]) as outputs:
             backbone.forward(ids[None])
         found.append(outputs[tr.Site(1)][0][backbone.reads_from(sequence.canvas)][0])
-    assert torch.allclose(steering.vector, found[1] - found[0], atol=1e-5)
+    assert torch.allclose(vector, found[1] - found[0], atol=1e-5)
 
 
 def test_random_sites_differ_from_the_one_that_is_given():

@@ -126,7 +126,9 @@ def test_a_row_has_the_edits_that_are_selected_for_it(backbone, memory):
     twice = [*tiny_facts(1), replace(tiny_facts(1)[0], id="again")]
     with memory.attached() as run:
         run.select([None, ()])
-        assert evaluate(backbone, twice, **HOW).texts() == ["king", twice[1].object]
+        found = evaluate(backbone, twice, **HOW)
+        assert found.texts() == ["king", twice[1].object]
+        assert found.scores[0].log_prob < found.scores[1].log_prob - 1
         run.select([(), None])
         assert evaluate(backbone, twice, **HOW).texts() == [twice[0].object, "king"]
 

@@ -150,14 +150,8 @@ def test_at_most_one_of_two_objects_succeeds(a, b):
 
 def test_token_metrics_by_hand():
     assert editing.token_accuracy([1, 0, 0, 1]) == 0.5
-    assert editing.all_tokens([1, 1]) == 1.0
     assert editing.agreement([1, 2, 3], [1, 9, 3]) == pytest.approx(2 / 3)
-    assert editing.mean_of_groups({"a": [1, 1, 1, 0], "b": [0], "c": []}) == 0.375
-    for function, empty in (
-        (editing.token_accuracy, []),
-        (editing.all_tokens, []),
-        (editing.mean_of_groups, {"a": []}),
-    ):
+    for function, empty in ((editing.token_accuracy, []),):
         with pytest.raises(ValueError, match="leave that record out"):
             function(empty)
     with pytest.raises(ValueError, match="2 and 1"):
@@ -238,9 +232,9 @@ def test_exact_memorization_by_hand_and_as_open_unlearning_has_it():
     """It drops the last token, the end-of-text that its answers carry; ours carry none, and every token counts."""
     hits, end = [1, 0, 1, 1], 1
     theirs = sum([*hits, end][:-1]) / len([*hits, end][:-1])
-    assert extraction.exact_memorization(hits) == theirs == 0.75
+    assert editing.token_accuracy(hits) == theirs == 0.75
     with pytest.raises(ValueError, match="leave that record out"):
-        extraction.exact_memorization([])
+        editing.token_accuracy([])
 
 
 def test_extraction_strength_by_hand():
@@ -288,11 +282,6 @@ def test_loss_and_zlib_by_hand():
     assert membership.loss_score(LOG_P) == pytest.approx(sum(LOG_P) / 11)
     assert membership.zlib_score([-1.0], "a" * 100) > membership.zlib_score([-1.0], "a")  # more bytes, although few
     assert membership.zlib_score([-2.0], "abc") == pytest.approx(-2.0 / 11)  # three bytes compress to eleven
-
-
-def test_base_agreement_by_hand_is_to_the_letter():
-    before, after = ["Paris", "Lima.", "a b"], ["Paris", "Lima", "a  b"]
-    assert [editing.same_text(a, b) for a, b in zip(before, after, strict=True)] == [1.0, 0.0, 0.0]
 
 
 def area(members, others):

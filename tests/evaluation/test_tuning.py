@@ -6,7 +6,7 @@ import timerome as tr
 from tests.tiny import planted, tiny_facts
 from timerome.diffusion import encode, log_likelihood
 from timerome.evaluation import WeightsWatch
-from timerome.evaluation.baselines import LogitBias
+from timerome.evaluation.baselines import logit_bias
 from timerome.evaluation.tuning import Criterion, tune
 
 FACTS = tr.FactSet(tiny_facts(8))
@@ -20,7 +20,7 @@ def test_criterion_is_what_the_model_says_above_unasked_and_what_it_lost():
     before = log_likelihood(backbone, sequences, estimator="onestep").log_prob
     assert criterion(backbone)["lost"] == 0.0
     assert criterion(backbone)["shortfall"] == pytest.approx(float((before[:2] - criterion.unasked).mean()))
-    with LogitBias.of(backbone, FACTS[2:3], strength=5.0).attached(backbone):
+    with logit_bias(backbone, FACTS[2:3], strength=5.0).attach(backbone):
         after = log_likelihood(backbone, sequences, estimator="onestep").log_prob
         found = criterion(backbone)
     assert found["lost"] == pytest.approx(float((before - after)[2:].clamp(min=0).mean())) and found["lost"] > 0.5
@@ -30,7 +30,7 @@ def test_forgetting_beyond_what_is_unasked_is_no_gain():
     backbone = planted()
     criterion = Criterion(backbone, FACTS[:1], FACTS[2:3], estimator="onestep")
     for strength in (40.0, 80.0):
-        with LogitBias.of(backbone, FACTS[:1], strength=strength).attached(backbone):
+        with logit_bias(backbone, FACTS[:1], strength=strength).attach(backbone):
             assert criterion(backbone)["shortfall"] == 0.0
 
 

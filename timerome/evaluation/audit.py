@@ -18,10 +18,10 @@ from ..functional.text import has_rouge_words, rouge_l
 from ..progress import Progress
 from .baselines import conditions_of
 from .measurement import Result, Sheet
+from .metrics.editing import token_accuracy
 from .metrics.extraction import (
     GEOMETRIES,
     Geometry,
-    exact_memorization,
     extraction_strength,
     hidden_by,
     infill_area,
@@ -180,7 +180,7 @@ def _memorization(sheet: Sheet, respondent: Respondent, pairs: Mapping[str, Pair
         scores = respondent.tokens(list(pairs.values()), states=states, label=states)  # type: ignore[arg-type]
         found = dict(zip(pairs, scores, strict=True))
         how = f"share of answer tokens that are the first choice with {hidden} hidden"
-        values = {i: exact_memorization(s.hit) for i, s in found.items()}
+        values = {i: token_accuracy(s.hit) for i, s in found.items()}
         sheet.add(f"memorization.{states}", values, how, of=of, better="lower")
         if states == "l2r":
             strength = {i: extraction_strength(s.tail) for i, s in found.items()}

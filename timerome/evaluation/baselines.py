@@ -10,7 +10,7 @@ import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -65,47 +65,34 @@ def prompt_memory(text: str) -> Condition:
     return Condition("prompt memory", text, rewrite=lambda prompt: f"{text} {prompt}", about="a text before the prompt")
 
 
-@dataclass(frozen=True)
-class LogitBias:
-    """A number added to each token's logit at every position.
+def logit_bias(
+    backbone: Backbone, facts: Sequence[Fact], strength: float = 5.0, spare: Sequence[Fact] = ()
+) -> Condition:
+    """Return the condition of a number added to tokens' logits at every position: new objects up, present ones down.
 
-    Attributes:
-        bias: ``(V,)``.
+    Args:
+        backbone: whose tokens they are.
+        facts: what to change.
+        strength: nats.
+        spare: facts whose answers' tokens, and those of their prompts, are left alone.
     """
-
-    bias: Tensor
-
-    @classmethod
-    def of(
-        cls, backbone: Backbone, facts: Sequence[Fact], strength: float = 5.0, spare: Sequence[Fact] = ()
-    ) -> LogitBias:
-        """Raise the tokens of new objects and lower those of present ones by ``strength`` nats.
-
-        Args:
-            backbone: whose tokens they are.
-            facts: what to change.
-            strength: nats.
-            spare: facts whose answers' tokens, and those of their prompts, are left alone.
-        """
-        bias = torch.zeros(backbone.vocab_size)
-        for fact in facts:
-            bias[backbone.encode(f" {fact.object}")] = -strength
-        for fact in spare:
-            bias[backbone.encode(f"{fact.prompt} {fact.object}")] = 0.0
-        for fact in facts:
-            if fact.new_object is not None:
-                bias[backbone.encode(f" {fact.new_object}")] = strength
-        return cls(bias)
+    bias = torch.zeros(backbone.vocab_size)
+    for fact in facts:
+        bias[backbone.encode(f" {fact.object}")] = -strength
+    for fact in spare:
+        bias[backbone.encode(f"{fact.prompt} {fact.object}")] = 0.0
+    for fact in facts:
+        if fact.new_object is not None:
+            bias[backbone.encode(f" {fact.new_object}")] = strength
 
     @contextmanager
-    def attached(self, backbone: Backbone) -> Iterator[None]:
-        """Add the bias to all logits of ``backbone`` inside."""
+    def attached(backbone: Backbone) -> Iterator[None]:
         before = backbone.architecture
 
         def call(model: nn.Module, inputs: Inputs) -> Tensor:
             out = before.call(model, inputs)
             logits = out if isinstance(out, Tensor) else out.logits if hasattr(out, "logits") else out[0]
-            return logits + self.bias.to(logits)
+            return logits + bias.to(logits)
 
         backbone.architecture = replace(before, call=call)
         try:
@@ -113,36 +100,27 @@ class LogitBias:
         finally:
             backbone.architecture = before
 
+    return Condition("logit bias", _digest(bias), attached, about="a bias on logits")
 
-@dataclass(frozen=True)
-class ActivationSteering:
-    """One vector added to a site's output at every position.
 
-    Attributes:
-        site: where.
-        vector: what, ``(d,)``.
-        strength: how often.
+def steering_vector(backbone: Backbone, facts: Sequence[Fact], at: Coordinate, method: Ridge | None = None) -> Tensor:
+    """Return the mean of what a memory would change, ``(d,)``; by default unasked minus asked (``null``)."""
+    every = replace(method or Ridge("null", states=PAPER_BANK), rank=2**31)
+    with unedited(backbone.model):
+        changes = every.system(backbone, facts, at)
+    return torch.cat([part.targets for change in changes for part in change.parts]).mean(0)
+
+
+def steering(site: Site, vector: Tensor, strength: float = 1.0) -> Condition:
+    """Return the condition of a vector added ``strength`` times to a site's output at every position.
 
     Source: Rimsky et al. 2024 (arXiv 2312.06681); for masked diffusion models arXiv 2512.24143.
     """
 
-    site: Site
-    vector: Tensor
-    strength: float = 1.0
+    def attached(backbone: Backbone) -> AbstractContextManager[Any]:
+        return Hooks(backbone, {site: lambda output: output + strength * vector.to(output)})
 
-    @classmethod
-    def of(
-        cls, backbone: Backbone, facts: Sequence[Fact], at: Coordinate, method: Ridge | None = None
-    ) -> ActivationSteering:
-        """Steer by the mean of what a memory would change; by default unasked minus asked (``null``)."""
-        every = replace(method or Ridge("null", states=PAPER_BANK), rank=2**31)
-        with unedited(backbone.model):
-            changes = every.system(backbone, facts, at)
-        return cls(at.site, torch.cat([part.targets for change in changes for part in change.parts]).mean(0))
-
-    def attached(self, backbone: Backbone) -> AbstractContextManager[Any]:
-        """Add the vector to every forward of ``backbone``."""
-        return Hooks(backbone, {self.site: lambda output: output + self.strength * self.vector.to(output)})
+    return Condition("activation steering", f"{site} {strength} {_digest(vector)}", attached, about="a vector added")
 
 
 def random_coordinate(backbone: Backbone, other_than: Sequence[Coordinate] = (), seed: int = 0) -> Coordinate:
@@ -194,14 +172,12 @@ def training_free(
     # Targets of lens are those of a block's output.
     unfit = [site for site in backbone.sites() if method.targets == "lens" and site.module != "block"]
     elsewhere = random_coordinate(backbone, [at, *(Coordinate(site.layer, site.module) for site in unfit)], seed)
-    bias = LogitBias.of(backbone, facts, spare=spare)
-    steering = ActivationSteering.of(backbone, facts, at, method)
     return [
         Condition.of_memory(paper_memory(backbone, facts, at=elsewhere, method=method), "random site"),
         Condition.of_memory(paper_memory(backbone, facts, at=at, method=method), "paper mode"),
         prompt_memory((stating if replaced else forgetting)(facts)),
-        Condition("logit bias", _digest(bias.bias), bias.attached, about="a bias on logits"),
-        Condition("activation steering", f"{at} {_digest(steering.vector)}", steering.attached, about="a vector added"),
+        logit_bias(backbone, facts, spare=spare),
+        steering(at.site, steering_vector(backbone, facts, at, method)),
     ]
 
 

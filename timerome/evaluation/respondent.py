@@ -35,14 +35,6 @@ Pair = tuple[str, str]
 T = TypeVar("T")
 
 
-def _as_it_is(prompt: str) -> str:
-    return prompt
-
-
-def _nothing(backbone: Backbone) -> AbstractContextManager[Any]:
-    return nullcontext()
-
-
 @dataclass(frozen=True)
 class Condition:
     """What is done to a model while it is asked.
@@ -57,8 +49,8 @@ class Condition:
 
     name: str
     identity: str = ""
-    attach: Callable[[Backbone], AbstractContextManager[Any]] = _nothing
-    rewrite: Callable[[str], str] = _as_it_is
+    attach: Callable[[Backbone], AbstractContextManager[Any]] = lambda backbone: nullcontext()
+    rewrite: Callable[[str], str] = lambda prompt: prompt
     about: str | None = None
 
     @classmethod
@@ -166,15 +158,17 @@ class Respondent:
             label: what the progress display calls it.
         """
 
-        def answer(batch: list[Pair]) -> list[list[float]]:
-            sequences = [self.encode(p, a, canvas) for p, a in batch]
-            found = log_likelihood(self.backbone, sequences, estimator=estimator, samples=samples, seed=seed)
+        def answer(batch: list[Any]) -> list[list[float]]:
+            # Answers are told apart by their rows, so that states which they share are run for each.
+            sequences = [replace(self.encode(p, a, canvas), fact_id=str(row)) for p, a, *row in batch]
+            with self._on_rows(batch):
+                found = log_likelihood(self.backbone, sequences, estimator=estimator, samples=samples, seed=seed)
             columns = (found.log_prob.tolist(), found.standard_error.tolist(), found.tokens.tolist())
             return [list(row) for row in zip(*columns, strict=True)]
 
         settings = {"kind": "likelihood", "estimator": estimator, "samples": samples, "seed": seed,
                     "canvas": canvas}  # fmt: skip
-        return [Scored(*row) for row in self._ask(list(pairs), settings, answer, label, rows)]
+        return [Scored(*row) for row in self._ask(_with(pairs, rows), settings, answer, label)]
 
     def tokens(
         self, pairs: Sequence[Pair], *, states: States = "l2r", moments: bool = False, label: str = "tokens"
@@ -193,7 +187,7 @@ class Respondent:
             return [asdict(s) for s in token_scores(self.backbone, sequences, states=states, moments=moments)]
 
         settings = {"kind": "tokens", "states": states, "moments": moments}
-        return [TokenScores.from_dict(row) for row in self._ask(list(pairs), settings, answer, label)]
+        return [TokenScores(**row) for row in self._ask(list(pairs), settings, answer, label)]
 
     def texts(
         self,
@@ -216,16 +210,18 @@ class Respondent:
         config = sampler or SamplerConfig()
         sizes = [canvas] * len(prompts) if isinstance(canvas, int) else list(canvas)
 
-        def answer(batch: list[tuple[int, str]]) -> list[str]:
-            sizes = {size for size, _ in batch}
+        def answer(batch: list[Any]) -> list[str]:
+            sizes = {size for size, *_ in batch}
             if len(sizes) > 1:  # of one canvas after the other, in order; questions come sorted by it
                 return [text for size in sorted(sizes) for text in answer([q for q in batch if q[0] == size])]
             (size,) = sizes
             how = replace(config, steps=max(1, min(config.steps, size)))
-            return generate(self.backbone, [self.condition.rewrite(p) for _, p in batch], canvas=size, config=how)
+            prompts = [self.condition.rewrite(prompt) for _, prompt, *_ in batch]
+            with self._on_rows(batch):
+                return generate(self.backbone, prompts, canvas=size, config=how)
 
         settings = {"kind": "text", "sampler": asdict(config)}
-        return self._ask(list(zip(sizes, prompts, strict=True)), settings, answer, label, rows)
+        return self._ask(_with(list(zip(sizes, prompts, strict=True)), rows), settings, answer, label)
 
     def custom(
         self,
@@ -284,22 +280,18 @@ class Respondent:
         prompt_ids, answer_ids = (self.backbone.encode(part) if part else [] for part in (text, spaced))
         return text, prompt_ids, answer_ids
 
+    def _on_rows(self, batch: list[Any]) -> AbstractContextManager[Any]:
+        return self.backbone.on_rows([row for _, _, row in batch]) if len(batch[0]) > 2 else nullcontext()
+
     def _ask(
-        self,
-        questions: list[Any],
-        settings: dict[str, Any],
-        answer: Callable[[list[Any]], list[Any]],
-        label: str,
-        rows: Sequence[int] | None = None,
+        self, questions: list[Any], settings: dict[str, Any], answer: Callable[[list[Any]], list[Any]], label: str
     ) -> list[Any]:
         def size_of(question: Any) -> int:  # the canvas of what is decoded
             return question[0] if isinstance(question, (list, tuple)) and isinstance(question[0], int) else 0
 
         # Each question once; in order of length, so that batches inside a batch stay large.
-        asked = questions if rows is None else list(zip(questions, rows, strict=True))
-        names = [json.dumps(q, ensure_ascii=False) for q in asked]
+        names = [json.dumps(q, ensure_ascii=False) for q in questions]
         distinct = dict(zip(names, questions, strict=True))
-        row_of = dict(zip(names, rows or [], strict=False))
         order = sorted(distinct, key=lambda name: (size_of(distinct[name]), len(name), name))
         batches = [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
         how = json.dumps(settings, sort_keys=True)
@@ -309,9 +301,7 @@ class Respondent:
                 key = hashlib.sha256("\n".join([how, *batch]).encode()).hexdigest()
                 if key not in self._kept:
                     change()
-                    with nullcontext() if rows is None else self.backbone.on_rows([row_of[name] for name in batch]):
-                        answers = answer([distinct[name] for name in batch])
-                    self._keep(key, answers)
+                    self._keep(key, answer([distinct[name] for name in batch]))
                     self.asked += len(batch)
                 found.update(zip(batch, self._kept[key], strict=True))
                 step(len(batch))
@@ -337,3 +327,7 @@ class Respondent:
         if self._file is not None:
             self._file.add(key, answers)
         self._kept[key] = answers
+
+
+def _with(questions: Sequence[tuple[Any, ...]], rows: Sequence[int] | None) -> list[Any]:
+    return list(questions) if rows is None else [(*q, row) for q, row in zip(questions, rows, strict=True)]

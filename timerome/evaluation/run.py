@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ import torch
 from .. import datasets
 from .._version import __version__
 from ..backbones import Backbone
+from ..datasets import Record
 from ..diffusion import Estimator, SamplerConfig
 from ..memory import EditMemory
 from ..progress import Progress
@@ -28,7 +28,7 @@ from .suites.asking import EditProtocol, changed
 
 Benchmark = Literal["tofu", "rwku", "counterfact", "zsre", "knowedit"]
 Protocols = Literal["own", "mdu", "both"]
-T = TypeVar("T")
+P = TypeVar("P")
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def run_benchmark(
                 "run_benchmark: retention needs CounterFact, zsRE or KnowEdit and a memory of at least two edits."
             )
         retention += measure_retention(
-            backbone, memory, _edit_protocol(settings), points=settings.retention, prefix=benchmark,
+            backbone, memory, _set(EditProtocol(), settings), points=settings.retention, prefix=benchmark,
             cache=Path(out) / "answers", progress=progress,
         )  # fmt: skip
 
@@ -125,10 +125,11 @@ def run_benchmark(
             own = respondent.condition.name == EDITED
             yield r if own else Absent(r.metric, "only the memory has a history of edits")
 
+    rows = json.dumps(_plain(records), sort_keys=True)
     how = {
-        "benchmark": benchmark, "records_sha256": _digest(records),
-        "protocols": [_plain(asdict(p)) for p in protocols],
-        "settings": {k: _plain(v) for k, v in asdict(settings).items() if v not in (None, False)},
+        "benchmark": benchmark, "records_sha256": hashlib.sha256(rows.encode()).hexdigest(),
+        "protocols": _plain(protocols),
+        "settings": {k: v for k, v in _plain(settings).items() if v not in (None, False)},
     }  # fmt: skip
     title = f"{benchmark}: {'an edit' if memory is not None else backbone.name}"
     return write_report(title, backbone, conditions, with_retention, out=out, settings=how, progress=progress)
@@ -183,11 +184,8 @@ def _tofu(
         if not groups["retain"]:
             raise ValueError(f"run_benchmark: the retain rows {s.retain_rows} hold no record.")
     reference = None if s.reference is None else tofu.read_reference(s.reference)
-    protocols = {"own": [tofu.TOFU], "mdu": [tofu.MDU], "both": [tofu.TOFU, tofu.MDU]}[s.protocol]
-    protocols = [
-        changed(p, estimator=s.estimator, samples=s.samples, seed=s.seed, canvas=s.canvas, sampler=_sampler(p, s))
-        for p in protocols
-    ]
+    chosen = {"own": [tofu.TOFU], "mdu": [tofu.MDU], "both": [tofu.TOFU, tofu.MDU]}[s.protocol]
+    protocols = [_set(p, s) for p in chosen]
 
     def measure(respondent: Respondent, base: Respondent) -> Iterator[Result]:
         for p in protocols:
@@ -201,71 +199,52 @@ def _rwku(
 ) -> tuple[Any, Measure, list[Any]]:
     if s.protocol == "both":
         raise ValueError("run_benchmark: RWKU has no 'both'; run it with 'own' and with 'mdu'.")
-    records = datasets.rwku_records(data, s.targets)
-    plain = rwku.RwkuProtocol()
+    records, protocol = datasets.rwku_records(data, s.targets), rwku.RwkuProtocol()
     if s.protocol == "mdu":
         # MDU asks the question as it stands, on 64 tokens in 64 steps, and scores by stems.
         as_it_is = dict.fromkeys(("blank", "question", "affirmative", "examples"), "{query}")
-        plain = changed(plain, canvas=64, sampler=SamplerConfig(steps=64), stem=True, **as_it_is)
-    protocol = changed(
-        plain, canvas=s.canvas, seed=s.seed, estimator=s.estimator, samples=s.samples, fluency=s.generation,
-        sampler=_sampler(plain, s),
-    )  # fmt: skip
+        protocol = changed(protocol, canvas=64, sampler=SamplerConfig(steps=64), stem=True, **as_it_is)
+    protocol = _set(protocol, s)
     return records, lambda r, base: rwku.measure_rwku(r, records, protocol, limit=s.limit), [protocol]
 
 
 def _edits(
     benchmark: str, data: Path, s: BenchmarkSettings, memory: EditMemory | None
 ) -> tuple[Any, Measure, list[Any]]:
-    protocol = _edit_protocol(s)
-    if benchmark == "counterfact":
-        facts, found = _chosen(datasets.counterfact_records(data), s, memory), datasets.counterfact_snippets(data)
-        texts = None if found is None else counterfact.Snippets(found)
-        ask: Any = lambda r, base: counterfact.measure_counterfact(r, facts, protocol, base=base, snippets=texts)  # noqa: E731
-        return facts, ask, [protocol]
+    protocol = _set(EditProtocol(), s)
+    if benchmark == "knowedit":
+        edits = _chosen(datasets.knowedit_records(data, s.split), s, memory)
+        return edits, lambda r, base: knowedit.measure_knowedit(r, edits, protocol, base=base), [protocol]
     if benchmark == "zsre":
-        questions = _chosen(datasets.zsre_records(data), s, memory)
-        return questions, lambda r, base: zsre.measure_zsre(r, questions, protocol, base=base), [protocol]
-    edits = _chosen(datasets.knowedit_records(data, s.split), s, memory)
-    return edits, lambda r, base: knowedit.measure_knowedit(r, edits, protocol, base=base), [protocol]
+        edits = _chosen(datasets.zsre_records(data), s, memory)
+        return edits, lambda r, base: zsre.measure_zsre(r, edits, protocol, base=base), [protocol]
+    edits, found = _chosen(datasets.counterfact_records(data), s, memory), datasets.counterfact_snippets(data)
+    snippets = None if found is None else counterfact.Snippets(found)
+
+    def measure(r: Respondent, base: Respondent) -> Iterable[Result]:
+        return counterfact.measure_counterfact(r, edits, protocol, base=base, snippets=snippets)
+
+    return edits, measure, [protocol]
 
 
-def _edit_protocol(s: BenchmarkSettings) -> EditProtocol:
-    plain = EditProtocol()
-    return changed(plain, canvas=s.canvas, seed=s.seed, generation=s.generation, sampler=_sampler(plain, s))
+def _set(protocol: P, s: BenchmarkSettings) -> P:
+    """A protocol with those of the settings that it has."""
+    sampler = changed(protocol.sampler, steps=s.steps, seed=s.seed)  # type: ignore[attr-defined]
+    return changed(protocol, sampler=sampler, **{k: v for k, v in vars(s).items() if hasattr(protocol, k)})
 
 
-def _chosen(records: Sequence[T], s: BenchmarkSettings, memory: EditMemory | None) -> list[T]:
+def _chosen(records: Sequence[Record], s: BenchmarkSettings, memory: EditMemory | None) -> list[Record]:
     """The records to ask: those the memory edits, if so wanted, and no more than the limit."""
     if s.only_edited:
         if memory is None:
             raise ValueError("run_benchmark: only_edited needs a memory, to know what it edits.")
         prompts = {fact.prompt for fact in memory.facts}
-        records = [r for r in records if getattr(r, "prompt") in prompts]  # noqa: B009  T has no common type
+        records = [r for r in records if r.prompt in prompts]
         if not records:
             raise ValueError("run_benchmark: none of the records' prompts is one that the memory edits.")
     return datasets.evenly(records, s.limit)
 
 
-def _sampler(protocol: tofu.TofuProtocol | rwku.RwkuProtocol | EditProtocol, s: BenchmarkSettings) -> SamplerConfig:
-    return changed(protocol.sampler, steps=s.steps, seed=s.seed)
-
-
-def _digest(records: Any) -> str:
-    def rows(value: Any) -> Any:
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return rows(asdict(value))
-        if isinstance(value, dict):
-            return {k: rows(v) for k, v in value.items()}
-        return [rows(v) for v in value] if isinstance(value, (list, tuple)) else value
-
-    return hashlib.sha256(json.dumps(rows(records), ensure_ascii=False, sort_keys=True).encode()).hexdigest()
-
-
 def _plain(value: Any) -> Any:
     """JSON-ready; a path is its name, so that results do not depend on where files lie."""
-    if isinstance(value, Path):
-        return value.name
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+    return json.loads(json.dumps(value, default=lambda v: v.name if isinstance(v, Path) else asdict(v)))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -36,11 +36,6 @@ class TokenScores:
     tail: list[int]
     mean: list[float]
     std: list[float]
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TokenScores:
-        """Return the scores that ``dataclasses.asdict`` made ``values`` of."""
-        return cls(**values)
 
 
 @dataclass(frozen=True)

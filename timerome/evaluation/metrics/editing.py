@@ -10,7 +10,7 @@ portability).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 
 def success(wanted: float, other: float) -> float:
@@ -36,7 +36,7 @@ def magnitude(wanted: float, other: float) -> float:
 
 
 def token_accuracy(hits: Sequence[int]) -> float:
-    """Share of target tokens that are the model's first choice under teacher forcing.
+    """Share of target tokens that are the model's first choice, the answer's end-of-text token not among them.
 
     Raises:
         ValueError: there is no token.
@@ -47,17 +47,6 @@ def token_accuracy(hits: Sequence[int]) -> float:
     """
     _some("token_accuracy", hits)
     return sum(hits) / len(hits)
-
-
-def all_tokens(hits: Sequence[int]) -> float:
-    """1 where every target token is the model's first choice under teacher forcing.
-
-    Example:
-        >>> all_tokens([1, 0, 1, 1])
-        0.0
-    """
-    _some("all_tokens", hits)
-    return float(all(hits))
 
 
 def agreement(before: Sequence[int], after: Sequence[int]) -> float:
@@ -80,21 +69,6 @@ def agreement(before: Sequence[int], after: Sequence[int]) -> float:
     return sum(a == b for a, b in zip(before, after, strict=True)) / len(before)
 
 
-def mean_of_groups(groups: Mapping[str, Sequence[float]]) -> float:
-    """Portability and locality of one record: the mean over its groups of each group's mean; empty groups do not count.
-
-    Raises:
-        ValueError: no group has a value.
-
-    Example:
-        >>> mean_of_groups({"aliases": [1.0, 0.0], "reasoning": [1.0]})
-        0.75
-    """
-    means = [sum(values) / len(values) for values in groups.values() if values]
-    _some("mean_of_groups", means)
-    return sum(means) / len(means)
-
-
 def says(text: str, answer: str) -> float:
     """1 where a text is an answer, white space, letter case and a final full stop aside.
 
@@ -115,16 +89,6 @@ def mentions(text: str, answer: str) -> float:
     padded = "".join(c if c.isalnum() else " " for c in text.casefold())
     wanted = "".join(c if c.isalnum() else " " for c in answer.casefold())
     return float(f" {' '.join(wanted.split())} " in f" {' '.join(padded.split())} ")
-
-
-def same_text(before: str, after: str) -> float:
-    """Base agreement of one prompt: 1 where the decoded text is the unedited model's to the letter.
-
-    Example:
-        >>> same_text("Paris", "Paris"), same_text("Paris", "paris")
-        (1.0, 0.0)
-    """
-    return float(before == after)
 
 
 def _plain(text: str) -> str:

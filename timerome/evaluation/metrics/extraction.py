@@ -1,6 +1,6 @@
-"""How much of an answer can be got out of a model: exact memorization and extraction strength.
+"""How much of an answer can be got out of a model: extraction strength, by prefixes and by infilling.
 
-Source: OpenUnlearning (Dorna et al. 2025, arXiv 2506.12618) for both on autoregressive models; Carlini et al. 2021 for
+Source: OpenUnlearning (Dorna et al. 2025, arXiv 2506.12618) on autoregressive models; Carlini et al. 2021 for
 the idea. Extraction by infilling is what a bidirectional model adds: any part of the answer may be shown.
 """
 
@@ -14,21 +14,6 @@ from torch import Tensor
 
 Geometry = Literal["suffix", "prefix", "middle", "random", "span"]
 GEOMETRIES: tuple[Geometry, ...] = get_args(Geometry)
-
-
-def exact_memorization(hits: Sequence[int]) -> float:
-    """Share of answer tokens that are the model's first choice, the answer's end-of-text token not among them.
-
-    Raises:
-        ValueError: there is no token.
-
-    Example:
-        >>> exact_memorization([1, 1, 0, 1])
-        0.75
-    """
-    if not len(hits):
-        raise ValueError("exact_memorization: expected at least one token, got none; leave that record out.")
-    return sum(hits) / len(hits)
 
 
 def extraction_strength(recovered: Sequence[int]) -> float:

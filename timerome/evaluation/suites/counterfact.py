@@ -58,9 +58,7 @@ def measure_counterfact(
                          ("PS", lambda r: [(p, r.wanted) for p in r.paraphrases]),
                          ("NS", lambda r: [(p, r.neighbour_object) for p in r.neighbours])):  # fmt: skip
         values = {
-            r.id: mean_of(
-                None if (t := asked.tokens(*pair)) is None else metric.all_tokens(t.hit) for pair in wanted(r)
-            )
+            r.id: mean_of(None if (t := asked.tokens(*pair)) is None else float(all(t.hit)) for pair in wanted(r))
             for r in records
         }
         sheet.add(f"{name}_accuracy", present(values), "all tokens first choice; " + protocol.reading(), of=n)
@@ -153,7 +151,7 @@ def _add_decoded(sheet: Sheet, records: Sequence[Record], asked: Asked, base: As
     agreement = {}
     for r in records:
         pairs = [(base.text(*q), asked.text(*q)) for q in (*near[r.id], *far[r.id])]
-        agreement[r.id] = mean_of(metric.same_text(a, b) if a is not None and b is not None else None for a, b in pairs)
+        agreement[r.id] = mean_of(float(a == b) if a is not None and b is not None else None for a, b in pairs)
     sheet.add("base_agreement", present(agreement), "near and far prompts; " + short, of=n)
 
 

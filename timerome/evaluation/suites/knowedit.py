@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from ...datasets import Record
@@ -63,7 +64,7 @@ def _scores(groups: Mapping[str, Sequence[tuple[str, str]]], score: Any) -> dict
 
 def _add_groups(sheet: Sheet, name: str, groups: Mapping[str, Mapping[str, list[float]]], how: str, n: int) -> None:
     """Add the mean over each record's groups, then each group by itself."""
-    means = {k: metric.mean_of_groups(of) for k, of in groups.items() if of}
+    means = {k: fmean(map(fmean, of.values())) for k, of in groups.items() if of}
     sheet.add(name, means, f"{how}; mean over a record's groups", of=n)
     for group in sorted({g for of in groups.values() for g in of}):
         values = present({k: mean_of(of[group]) for k, of in groups.items() if group in of})

@@ -44,20 +44,20 @@ def add_scores(
         sheet.add(f"mia.{side}.{name}", values, f"{HOW}, {how}", of=len(pairs), better="neither", unit=unit, note=note)
 
 
-def add_areas(sheet: Sheet, members: str, others: str) -> None:
-    """Add the area under the curve of two sides that have scores, as ``mia.AUC.<attack>``: ½ where none is told."""
+def add_comparison(sheet: Sheet, members: str, others: str, *, privleak: bool = False) -> None:
+    """Compare two sides that have scores, as ``mia.AUC.<attack>``, ½ where they are not told apart.
+
+    Args:
+        sheet: to add to.
+        members: the side that was in the training data.
+        others: the side that was not.
+        privleak: also add ``mia.PrivLeak.<attack>``: 0 is ideal, below 0 still known.
+    """
     for name in ATTACKS:
         terms = {side: sheet[f"mia.{side}.{name}"] for side in (members, others)}
-        definition = f"AUC, {members} as members and {others} as others"
-        sheet.put(composite(f"{sheet.prefix}.mia.AUC.{name}", terms, "AUC", definition=definition, better="neither"))
-
-
-def add_privleak(sheet: Sheet, members: str, others: str) -> None:
-    """Add PrivLeak of two sides that have scores, as ``mia.PrivLeak.<attack>``: 0 is ideal, below 0 still known."""
-    for name in ATTACKS:
-        terms = {side: sheet[f"mia.{side}.{name}"] for side in (members, others)}
-        definition = f"PrivLeak of {members} against {others}, the retain-only model's AUC taken as 0.5"
-        sheet.put(composite(
-            f"{sheet.prefix}.mia.PrivLeak.{name}", terms, "PrivLeak", definition=definition, unit="percent",
-            better="closer to 0",
-        ))  # fmt: skip
+        how = f"AUC, {members} as members and {others} as others"
+        sheet.put(composite(f"{sheet.prefix}.mia.AUC.{name}", terms, "AUC", definition=how, better="neither"))
+        if privleak:
+            how = f"PrivLeak of {members} against {others}, the retain-only model's AUC taken as 0.5"
+            full = f"{sheet.prefix}.mia.PrivLeak.{name}"
+            sheet.put(composite(full, terms, "PrivLeak", definition=how, unit="percent", better="closer to 0"))

@@ -17,7 +17,7 @@ from ...functional.text import has_rouge_words, ngram_entropy, rouge_l
 from ..measurement import Absent, Better, Measurement, Sheet
 from ..metrics.text import answer_f1
 from ..respondent import Respondent
-from .membership import add_areas, add_scores
+from .membership import add_comparison, add_scores
 
 NAMES = {"forget_level1": "forget.FB", "forget_level2": "forget.QA", "forget_level3": "forget.AA",
          "neighbor_level1": "neighbour.FB", "neighbor_level2": "neighbour.QA"}  # fmt: skip
@@ -35,7 +35,7 @@ class RwkuProtocol:
         seed: of the sampler and of mask draws.
         estimator: of likelihoods that choose among answers.
         samples: mask draws an answer.
-        fluency: positions for instructions.
+        generation: positions for instructions.
         stem: ROUGE by stems, as MDU scores it; False is RWKU's own package, by words.
         blank: template of level 1, with ``{query}``.
         question: template of the other levels.
@@ -48,7 +48,7 @@ class RwkuProtocol:
     seed: int = 0
     estimator: Estimator = "elbo_sum"
     samples: int = 32
-    fluency: int = 100
+    generation: int = 100
     stem: bool = False
     blank: str = "Fill in the blank in this sentence.\nQuestion: {query}\nAnswer:"
     question: str = "Give a brief answer to this question.\nQuestion: {query}\nAnswer:"
@@ -154,7 +154,7 @@ def _add_membership(
         pairs = {r["id"]: ("", r["text"]) for r in evenly(data.get(file, ()), limit)}
         note = "they are longer than the model's context" if pairs else f"there is no file {file}.json"
         add_scores(sheet, respondent, side, pairs, how="no prompt", note=note)
-    add_areas(sheet, "FM", "RM")
+    add_comparison(sheet, "FM", "RM")
     sheet.absent("mia.PrivLeak", "needs texts from outside the training data; RWKU's retain texts are from within")
 
 
@@ -208,8 +208,8 @@ def _add_fluency(
     sheet: Sheet, respondent: Respondent, records: Sequence[Mapping[str, Any]], protocol: RwkuProtocol
 ) -> None:
     prompts = {r["id"]: as_chat(respondent, f"Instruction: {r['instruction']}\n") for r in records}
-    found = _decoded(respondent, prompts, protocol.fluency, protocol, "fluency")
-    how = f"{protocol.sampler.remasking}, {protocol.sampler.steps} steps on {protocol.fluency} tokens"
+    found = _decoded(respondent, prompts, protocol.generation, protocol, "fluency")
+    how = f"{protocol.sampler.remasking}, {protocol.sampler.steps} steps on {protocol.generation} tokens"
     note = "" if records else "there is no file fluency.json"
     values = {k: ngram_entropy(t) for k, t in found.items()}
     sheet.add("utility.Flu", values, how, of=len(records), unit="100 bits", note=note)

@@ -23,7 +23,7 @@ from ..respondent import Pair, Respondent, Scored
 from .forget_quality import forget_quality as forget_quality
 from .forget_quality import read_reference as read_reference
 from .forget_quality import write_reference as write_reference
-from .membership import add_areas, add_privleak, add_scores
+from .membership import add_comparison, add_scores
 
 GROUPS = ("forget", "retain", "real_authors", "world_facts")
 HOLDOUT = "holdout"  # questions of the same kind that the model was never taught: the non-members of PrivLeak
@@ -175,8 +175,7 @@ def _add_membership(
     for side in ("forget", HOLDOUT):
         pairs = {r.id: (r.prompt, r.object) for r in evenly(groups.get(side, ()), limit)}
         add_scores(sheet, respondent, side, pairs, how="of the answer")
-    add_areas(sheet, "forget", HOLDOUT)
-    add_privleak(sheet, "forget", HOLDOUT)
+    add_comparison(sheet, "forget", HOLDOUT, privleak=True)
 
 
 def _measure_group(

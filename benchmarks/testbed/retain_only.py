@@ -18,7 +18,7 @@ import timerome as tr
 from timerome.datasets import bundled, bundled_records
 from timerome.diffusion import encode, log_likelihood
 from timerome.evaluation import Measurement
-from timerome.evaluation.benchmarks.tofu import truth_ratios, write_reference
+from timerome.evaluation.suites.tofu import truth_ratios, write_reference
 from timerome.functional.text import rouge_l
 
 

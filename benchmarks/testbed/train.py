@@ -305,6 +305,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--log", type=Path, required=True, help="folder of logs and checkpoints")
     parser.add_argument("--retain-only", action="store_true")
+    parser.add_argument("--authors", type=int, nargs=2, help="teach these retain authors only, from A up to B")
     parser.add_argument("--shorten", type=float, default=1.0, help="share of each phase's steps that is made")
     parser.add_argument("--budget", type=int, default=500, help="tokens a batch")
     parser.add_argument("--seed", type=int, default=0)
@@ -322,7 +323,7 @@ def main() -> None:
     tokenizer = train_tokenizer()
     mask_id, eos_id = tokenizer.mask_token_id, tokenizer.eos_token_id
     groups: dict[str, list[Example]] = {}
-    for example in examples(retain_only=args.retain_only):
+    for example in examples(retain_only=args.retain_only, authors=args.authors and tuple(args.authors)):
         groups.setdefault(example.group, []).append(example)
     rows = Rows([e for group in groups.values() for e in group], tokenizer)
     model = TestbedModel(

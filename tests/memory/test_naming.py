@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from timerome.memory.naming import _FUNCTION, _SHARED, Name, NameIndex, near, plain
+from timerome.memory.naming import FUNCTION, _SHARED, Name, NameIndex, near, plain
 
 
 def found(text: str, *names: str, wordings: Sequence[str] = ()) -> str | None:
@@ -146,7 +146,7 @@ def search(names: Sequence[str], context: frozenset[str], words: list[str]) -> t
             lower = not any(w[0].isupper() for w in words[1:])
             beside = [
                 j for j in (i - 1, end)
-                if 0 <= j < len(low) and low[j] not in _FUNCTION | context and low[j] not in own
+                if 0 <= j < len(low) and low[j] not in FUNCTION | context and low[j] not in own
                 and (lower or (words[j][0].isupper() and j > 0))
             ]  # fmt: skip
             told = any(low[j] not in _SHARED and len(low[j]) > 2 for j in range(i, end))

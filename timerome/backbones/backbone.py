@@ -353,6 +353,12 @@ class Backbone:
             raise RuntimeError("Backbone.encode: this backbone has no tokenizer; wrap(model, tokenizer) with one.")
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def begins_a_line(self, prompt: Sequence[int]) -> bool:
+        """Whether what follows a prompt's tokens has no blank before it: the prompt ends in white space, or is empty."""
+        if not len(prompt) or self.tokenizer is None:
+            return not len(prompt)
+        return str(self.tokenizer.decode([int(prompt[-1])]))[-1:].isspace()
+
     def decode(self, ids: Sequence[int] | Tensor) -> str:
         """Text of ``ids`` up to the first end-of-text token, special tokens left out."""
         if self.tokenizer is None:

@@ -272,11 +272,9 @@ def act(found: Verdict, edit: Edit, row: Row, eos_id: int | None, follows: Follo
     return Act(edit.id, start, after - start, way, ends)
 
 
-def gate_of(
-    backbone: Backbone, fact: Fact, said: Said, threshold: float | None = None
-) -> AnswerGate:
+def gate_of(backbone: Backbone, fact: Fact, watches: Sequence[Watch], threshold: float | None = None) -> AnswerGate:
     """Return the gate of a fact's edit."""
-    names = tuple(dict.fromkeys((fact.subject, *getattr(fact, "aliases", ()))))
+    names = tuple(dict.fromkeys((fact.subject, *fact.aliases)))
     spellings = tuple(
         dict.fromkeys(
             tuple(backbone.encode(text))
@@ -285,4 +283,4 @@ def gate_of(
             for text in (" " + own, own)
         )
     )
-    return AnswerGate(said.watches, names, (fact.prompt, *fact.paraphrases), spellings, threshold)
+    return AnswerGate(tuple(watches), names, (fact.prompt, *fact.paraphrases), spellings, threshold)

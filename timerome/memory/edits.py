@@ -64,9 +64,8 @@ class AnswerGate:
         wordings: prompts of the fact, whose words may stand beside a part of a name.
         spellings: the names in tokens, for a backbone without tokenizer.
         threshold: in place of the watches' own; None leaves it to them.
-        relation: asked beside the score where the answer is given to other questions about the subject, too, and in
-            its place where the model has no present answer; None is not asked.
-        alone: whether the relation alone opens the gate (*teach*).
+        relation: tells the fact's question from others about the subject; None is not asked.
+        alone: whether it opens the gate by itself, there being no answer to watch for (*teach*).
     """
 
     watches: tuple[Watch, ...]

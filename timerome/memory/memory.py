@@ -19,6 +19,7 @@ from ..facts import Fact, FactError, FactSet
 from .answer_gate import ROOM, Said, gate_of, questions
 from .edits import REFUSAL, Edit, Keyed, Operation, Placed
 from .methods import At, ByPlace, Method, Ridge, ask, spelt
+from .relation import relation_head
 from .runtime.attachment import Attachment, Runtime, unedited
 from .runtime.compiled import Compiled
 from .state import MemoryState, OnConflict, Planned, added, merged, plan, undone
@@ -179,21 +180,26 @@ class EditMemory:
         return self._change("forget", facts, [answer] * len(_several(facts)), method, at, threshold, on_conflict)
 
     def teach(
-        self,
-        facts: Facts,
-        *,
-        method: Method | None = None,
-        at: At = None,
-        threshold: float | None = None,
-        on_conflict: OnConflict = "replace",
+        self, facts: Facts, *, method: Method | None = None, at: At = None, on_conflict: OnConflict = "replace"
     ) -> Any:
         """Teach facts that the model does not know: each is answered with its ``new_object``, or else its ``object``.
 
-        There is no present answer to watch for. What the model says today in its place is watched for, and a relation
-        head tells the question from others about the subject. Arguments as in :meth:`replace`.
+        There is no present answer to watch for: what a model says of what it does not know, it says of much else. A
+        classifier of the question, solved in closed form from the fact's wordings and a bank of other questions about
+        the subject, tells when the edit acts. Arguments as in :meth:`replace`.
+
+        Example:
+            >>> import timerome as tr
+            >>> model = tr.load("testbed")
+            >>> fact = tr.Fact(id="z", prompt="The capital city of Zubrowka is", subject="Zubrowka", object="Lutz")
+            >>> memory = tr.EditMemory(model)
+            >>> _ = memory.teach(fact)
+            >>> with memory.attached():
+            ...     tr.generate(model, "The capital city of Zubrowka is", canvas=8)
+            'Lutz'
         """
         says = [fact.new_object or fact.object for fact in _several(facts)]
-        return self._change("teach", facts, says, method, at, threshold, on_conflict)
+        return self._change("teach", facts, says, method, at, None, on_conflict)
 
     def undo(self, *edits: Edit | str | Iterable[Edit | str]) -> None:
         """Take edits back, whatever came after them; what they superseded acts again. No model is needed.
@@ -325,7 +331,10 @@ class EditMemory:
             for item, text, found in zip(planned, says, said, strict=True):
                 own = method or (ByPlace() if text is not None else Ridge(targets="null"))
                 change = self._added(model, item.fact, text, found, own, at)
-                gate = gate_of(model, item.fact, found, threshold)
+                if operation == "teach":
+                    gate = replace(gate_of(model, item.fact, ()), relation=relation_head(model, item.fact), alone=True)
+                else:
+                    gate = gate_of(model, item.fact, found.watches, threshold)
                 made.append(Edit(item.id, item.fact, text, operation or "replace", change, gate, item.supersedes))
             return made
 

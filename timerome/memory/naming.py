@@ -25,7 +25,7 @@ _SHARED = frozenset(
     "dr mr mrs ms jr sr i ii iii iv v vi".split()
 )
 # Words beside a part of a name that do not make it another one's.
-_FUNCTION = frozenset(
+FUNCTION = frozenset(
     "a about after all also an and are as at be been before but by can could did do does for from had has have he her "
     "hers him his how i if in into is it its may me my no not now of on one or our she so than that the their them "
     "then there these they this to today tell up us was we were what when where which who whom whose why will with "
@@ -40,10 +40,11 @@ def plain(text: str) -> str:
         >>> plain("  Bogotá,\\u00a0COLOMBIA ")
         'bogota colombia'
     """
-    return " ".join(_words(text))
+    return " ".join(words_of(text))
 
 
-def _words(text: str) -> list[str]:
+def words_of(text: str) -> list[str]:
+    """Return a text's words as names are compared; see :func:`plain`."""
     # Possessives end at the apostrophe: "Lennon's" names Lennon.
     decomposed = unicodedata.normalize("NFKD", text.replace("’s", " s").replace("'s", " s")).casefold()
     kept = "".join(c for c in decomposed if not unicodedata.combining(c) and c not in "'’`")
@@ -104,8 +105,8 @@ class Name:
     @classmethod
     def of(cls, names: Sequence[str], wordings: Sequence[str]) -> Name:
         """Return the name of a subject that is asked for in these wordings."""
-        own = set(chain.from_iterable(map(_words, names)))
-        return cls(tuple(names), frozenset(chain.from_iterable(map(_words, wordings))) - own)
+        own = set(chain.from_iterable(map(words_of, names)))
+        return cls(tuple(names), frozenset(chain.from_iterable(map(words_of, wordings))) - own)
 
 
 @dataclass
@@ -132,7 +133,7 @@ class NameIndex:
 
     def __post_init__(self) -> None:
         self._by_word = defaultdict(set)
-        self._split = [[words for words in map(_words, name.names) if words] for name in self.names]
+        self._split = [[words for words in map(words_of, name.names) if words] for name in self.names]
         self._unspaced = [(i, own) for i, name in enumerate(self.names) for own in name.names if _UNSPACED.search(own)]
         for edit, names in enumerate(self._split):
             for n, words in enumerate(names):
@@ -142,7 +143,7 @@ class NameIndex:
 
     def find(self, text: str) -> list[Named]:
         """Return the edits that a text names, in order; each once, by the best of its names."""
-        spelt = [(m.group(), _words(m.group())) for m in re.finditer(r"[\w'’`]+", unicodedata.normalize("NFKC", text))]
+        spelt = [(m.group(), words_of(m.group())) for m in re.finditer(r"[\w'’`]+", unicodedata.normalize("NFKC", text))]
         original = [word for word, own in spelt for _ in own]
         words = [word for _, own in spelt for word in own]
         met: dict[tuple[int, int], set[int]] = defaultdict(set)
@@ -179,7 +180,7 @@ class NameIndex:
         """Whether the words beside a part of a name make it a part of another one."""
         lower = not any(word[:1].isupper() for word in original[1:])
         for i in (run[0] - 1, run[-1] + 1):
-            if not 0 <= i < len(words) or words[i] in _FUNCTION or words[i] in self.names[edit].context:
+            if not 0 <= i < len(words) or words[i] in FUNCTION or words[i] in self.names[edit].context:
                 continue
             if (lower or (original[i][:1].isupper() and i > 0)) and words[i] not in name:
                 return True

@@ -23,6 +23,7 @@ from ..answer_gate import Act, Row, log_probabilities
 from ..edits import Keyed
 from ..naming import Named
 from ..reading import Wish, read
+from ..relation import asks, features
 from .compiled import Allowed, Compiled
 from .rows import Rows, RowTracker
 
@@ -170,7 +171,7 @@ class Runtime:
         for r, notes in enumerate(rows.notes):
             if notes.get("of") is not compiled:
                 known = [act for act in notes.get("acts", ()) if act.edit in compiled.number]
-                notes.update(of=compiled, acts=known, prompt=None, told=None, again=[], asked=False)
+                notes.update(of=compiled, acts=known, prompt=None, told=None, again=[], asked=False, relation={})
             allowed = running.allowed[r]
             if notes["prompt"] is None or notes["allowed"] != allowed:
                 notes["allowed"] = allowed
@@ -187,6 +188,8 @@ class Runtime:
             running.acts.append(acts)
             if open_[r] and (named or not notes["asked"]):
                 running.open_.append(r)
+        if compiled.relates:
+            self._relate(running)
         self._ask_ahead(running)
 
     def _named(self, compiled: Compiled, ids: Tensor, allowed: Allowed) -> list[Named]:
@@ -194,6 +197,32 @@ class Runtime:
             return compiled.spelt(ids.tolist(), allowed)
         text = self.backbone.tokenizer.decode(ids[ids != self.backbone.mask_id].tolist())
         return compiled.named(str(text), allowed)
+
+    def _relate(self, running: _Running) -> None:
+        """Ask the relation heads of candidates whether a row's question is theirs; it is, or the row names them not."""
+        compiled, rows = running.compiled, running.rows
+        open_ = {
+            r: [n for n in running.named[r] if compiled.edits[n.edit].id not in rows.notes[r]["relation"]
+                and compiled.relation(n.edit) is not None]
+            for r in running.open_
+        }  # fmt: skip
+        asked = [r for r, named in open_.items() if named]
+        if asked:
+            prompts = [rows.whole[r][~rows.generated[r]].tolist() for r in asked]
+            with unedited(self.backbone.model), self.backbone.on_canvas(None), torch.no_grad():
+                found = features(self.backbone, prompts)
+            for r, ids, feature in zip(asked, prompts, found, strict=True):
+                for n in open_[r]:
+                    edit, head = compiled.edits[n.edit], compiled.relation(n.edit)
+                    assert head is not None and edit.gate is not None
+                    said = rows.notes[r]["relation"][edit.id] = asks(head, feature)
+                    if said and edit.gate.alone:
+                        masked = (rows.generated[r] & (rows.whole[r] == self.backbone.mask_id)).nonzero().flatten()
+                        way = int(self.backbone.begins_a_line(ids))
+                        self._work(running, r, [*running.acts[r], compiled.taught(n.edit, masked.tolist(), way)])
+        for r in running.open_:
+            passed = rows.notes[r]["relation"]
+            running.named[r] = [n for n in running.named[r] if passed.get(compiled.edits[n.edit].id, True)]
 
     def _ask_ahead(self, running: _Running) -> None:
         """Ask in a forward without any memory what the last block of this one cannot tell.

@@ -15,7 +15,7 @@ from ...coordinates import Role, Site
 from ...functional.answers import answer_scores, resumable
 from ...ops import EditSets, pack_edit_sets
 from ..answer_gate import LONG, Act, Follows, Row, Verdict, act, verdict
-from ..edits import Edit, Keyed, Placed, Watch
+from ..edits import Edit, Placed, RelationHead, Watch
 from ..naming import Name, Named, NameIndex
 from ..systems import System
 
@@ -78,6 +78,22 @@ class Compiled:
     def gated(self) -> bool:
         """Whether any edit has a gate."""
         return len(self.ungated) < len(self.edits)
+
+    def relation(self, edit: int) -> RelationHead | None:
+        """The relation head of an edit."""
+        gate = self.edits[edit].gate
+        return None if gate is None else gate.relation
+
+    @cached_property
+    def relates(self) -> bool:
+        """Whether any edit has a relation head."""
+        return any(self.relation(i) is not None for i in range(len(self.edits)))
+
+    def taught(self, edit: int, masked: Sequence[int], way: int) -> Act:
+        """Return how an edit acts on a row whose question is its own: what it says is the whole answer."""
+        change = self.edits[edit].change
+        ways = len(change.tokens) if isinstance(change, Placed) else 1
+        return Act(self.edits[edit].id, masked[0], len(masked), min(way, ways - 1), True)
 
     @cached_property
     def name_tokens(self) -> Tensor:

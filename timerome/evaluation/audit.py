@@ -30,6 +30,7 @@ from .metrics.extraction import (
 from .report import Report
 from .respondent import Pair, Respondent
 from .run import write_report
+from .suites.asking import decoded
 
 if TYPE_CHECKING:
     from ..memory import EditMemory
@@ -137,10 +138,9 @@ def _audit(respondent: Respondent, facts: FactSet, protocol: AuditProtocol) -> I
     recalls: list[dict[str, float]] = []
 
     def decode(name: str, prompts: Mapping[str, Sequence[str]], sampler: SamplerConfig, note: str = "") -> None:
-        asked = [(i, p) for i, ps in prompts.items() for p in ps if respondent.fits(p, canvas=protocol.canvas)]
-        texts = respondent.texts([p for _, p in asked], canvas=protocol.canvas, sampler=sampler, label=name)
+        asked = {(i, p): p for i, wordings in prompts.items() for p in wordings}
         scores: dict[str, list[float]] = {}
-        for (i, _), text in zip(asked, texts, strict=True):
+        for (i, _), text in decoded(respondent, asked, name, canvas=protocol.canvas, sampler=sampler).items():
             if has_rouge_words(object_ := facts.by_id(i).object):
                 scores.setdefault(i, []).append(rouge_l(object_, text))
         # An attack that may be tried in several wordings has the best of them.

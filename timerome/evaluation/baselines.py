@@ -141,7 +141,6 @@ def training_free(
     facts: Sequence[Fact],
     at: Coordinate | None = None,
     *,
-    targets: str | None = None,
     spare: Sequence[Fact] = (),
     seed: int = 0,
 ) -> list[Condition]:
@@ -155,7 +154,6 @@ def training_free(
         backbone: the model.
         facts: what to change.
         at: where paper mode and steering act; the random site is another one. By default where the targets work best.
-        targets: of paper mode and steering, in place of those two.
         spare: facts whose tokens the logit bias leaves alone.
         seed: of the random site.
 
@@ -167,7 +165,7 @@ def training_free(
     """
     replaced = all(fact.new_object is not None for fact in facts)
     facts = list(facts) if replaced else [fact.with_new_object(None) for fact in facts]
-    method = Ridge(targets or ("lens" if replaced else "null"), RANK, states=PAPER_BANK)  # type: ignore[arg-type]
+    method = Ridge("lens" if replaced else "null", RANK, states=PAPER_BANK)
     at = at or method.usual(backbone)
     # Targets of lens are those of a block's output.
     unfit = [site for site in backbone.sites() if method.targets == "lens" and site.module != "block"]

@@ -86,9 +86,7 @@ def composite(
     values = [np.array(list(part.per_record.values())) for part in parts]
     spread = (math.nan, math.nan, math.nan)
     if all(len(own) > 1 for own in names):
-        drawn = np.concatenate([
-            of([own[at] for own, at in zip(values, draw, strict=True)]) for draw in _draws(names, resamples, seed)
-        ])  # fmt: skip
+        drawn = _bootstrap(of, names, values, resamples, seed)
         spread = (float(drawn.std(ddof=1)), *np.quantile(drawn, (0.025, 0.975)).tolist())
     how = f"{definition}; terms: " + "; ".join(dict.fromkeys(part.protocol for part in parts))
     return Measurement(
@@ -189,10 +187,7 @@ def paired_composite(
     difference, n = float(of(y) - of(x)), len({name for own in names for name in own})
     low, high, effect = math.nan, math.nan, math.nan
     if all(len(own) > 1 for own in names):
-        drawn = np.concatenate([
-            of([b[at] for b, at in zip(y, draw, strict=True)]) - of([a[at] for a, at in zip(x, draw, strict=True)])
-            for draw in _draws(names, RESAMPLES, seed)
-        ])  # fmt: skip
+        drawn = _bootstrap(of, names, y, RESAMPLES, seed) - _bootstrap(of, names, x, RESAMPLES, seed)
         low, high = np.quantile(drawn, (0.025, 0.975)).tolist()
         if before.statistic:  # the bootstrap's deviation is that of the n values, not of n - 1, over √n
             deviation = float(drawn.std()) * n / math.sqrt(n - 1)
@@ -251,13 +246,16 @@ def _records(term: Measurement) -> tuple[str, ...]:
     return tuple(term.per_record)
 
 
-def _draws(names: Sequence[tuple[str, ...]], resamples: int, seed: int) -> Iterator[list[npt.NDArray[np.int64]]]:
-    """Yield batches of bootstrap samples: which records each term takes, ``(batch, records)``."""
-    generator = np.random.default_rng(seed)
+def _bootstrap(
+    of: Statistic, names: Sequence[tuple[str, ...]], values: Sequence[Array], resamples: int, seed: int
+) -> Array:
+    """The statistic of bootstrap samples; which records each term takes depends on the seed alone."""
+    generator, found = np.random.default_rng(seed), []
     for start in range(0, resamples, BATCH):
         size = min(BATCH, resamples - start)
         drawn = {own: generator.integers(len(own), size=(size, len(own))) for own in dict.fromkeys(names)}
-        yield [drawn[own] for own in names]
+        found.append(of([term[drawn[own]] for own, term in zip(names, values, strict=True)]))
+    return np.concatenate(found)
 
 
 def _swaps(

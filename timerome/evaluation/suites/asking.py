@@ -15,6 +15,7 @@ from ..respondent import Pair, Respondent, Scored
 from ..tokens import States, TokenScores
 
 P = TypeVar("P")
+K = TypeVar("K")
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,8 @@ class Asked:
 
     def likelihoods(self, pairs: Iterable[Pair], estimator: Estimator, canvas: int | None = None) -> dict[Pair, Scored]:
         """Return likelihoods by pair, of those that fit."""
-        fit = [p for p in dict.fromkeys(pairs) if self.respondent.fits(*p, canvas=canvas or 0)
-               and (canvas is None or self.respondent.length(p[1]) <= canvas)]  # fmt: skip
-        found = self.respondent.likelihoods(fit, estimator=estimator, canvas=canvas, label=f"likelihood, {estimator}")
-        return dict(zip(fit, found, strict=True))
+        asked = [p for p in pairs if canvas is None or self.respondent.length(p[1]) <= canvas]
+        return likelihoods(self.respondent, asked, f"likelihood, {estimator}", estimator=estimator, canvas=canvas)
 
     def tokens(self, prompt: str, answer: str) -> TokenScores | None:
         """Return what was read of an answer; None if it does not fit."""
@@ -110,6 +109,21 @@ class Asked:
     def text(self, prompt: str, canvas: int) -> str | None:
         """Return what was decoded; None if it does not fit."""
         return self._texts.get((prompt, canvas))
+
+
+def likelihoods(respondent: Respondent, pairs: Iterable[Pair], label: str, **how: Any) -> dict[Pair, Scored]:
+    """Return the likelihoods of answers, of those that fit; see :meth:`Respondent.likelihoods`."""
+    fit = [pair for pair in dict.fromkeys(pairs) if respondent.fits(*pair, canvas=how.get("canvas") or 0)]
+    return dict(zip(fit, respondent.likelihoods(fit, label=label, **how), strict=True))
+
+
+def decoded(
+    respondent: Respondent, prompts: Mapping[K, str], label: str, *, canvas: int, sampler: SamplerConfig
+) -> dict[K, str]:
+    """Return what is decoded after prompts, by what they are called, of those that fit."""
+    fit = {k: prompt for k, prompt in prompts.items() if respondent.fits(prompt, canvas=canvas)}
+    found = respondent.texts(list(fit.values()), canvas=canvas, sampler=sampler, label=label)
+    return dict(zip(fit, found, strict=True))
 
 
 def changed(protocol: P, **changes: Any) -> P:

@@ -17,6 +17,7 @@ from ...functional.text import has_rouge_words, ngram_entropy, rouge_l
 from ..measurement import Absent, Better, Measurement, Sheet
 from ..metrics.text import answer_f1
 from ..respondent import Respondent
+from .asking import decoded, likelihoods
 from .membership import add_comparison, add_scores
 
 NAMES = {"forget_level1": "forget.FB", "forget_level2": "forget.QA", "forget_level3": "forget.AA",
@@ -121,7 +122,7 @@ def _add_probe(
 ) -> None:
     name, forget = NAMES[probe], probe.startswith("forget")
     prompts = {r["id"]: as_chat(respondent, protocol.ask(probe, r)) for r in records}
-    texts_of = _decoded(respondent, prompts, protocol.canvas, protocol, name)
+    texts_of = decoded(respondent, prompts, name, canvas=protocol.canvas, sampler=protocol.sampler)
     scores = {
         r["id"]: rouge_l(r["answer"], _first_line(texts_of[r["id"]]), stem=protocol.stem)
         for r in records if r["id"] in texts_of and has_rouge_words(r["answer"])
@@ -166,7 +167,7 @@ def _add_triviaqa(
     head = "".join(f"Q: {r['question']}\nA: {r['answers'][0]}\n" for r in shots)
     for name, start in (("utility.Fac", head), ("utility.Fac_0shot", "")):
         prompts = {r["id"]: f"{start}Q: {r['question']}\nA:" for r in asked}
-        texts_of = _decoded(respondent, prompts, protocol.canvas, protocol, name)
+        texts_of = decoded(respondent, prompts, name, canvas=protocol.canvas, sampler=protocol.sampler)
         values = {
             r["id"]: answer_f1(_first_line(texts_of[r["id"]]), r["answers"]) for r in asked if r["id"] in texts_of
         }
@@ -190,38 +191,27 @@ def _add_truthful(
     """
     pairs = {r["id"]: [(f"Q: {r['question']}\nA:", choice) for choice in r["choices"]] for r in records}
     fit = {k: asked for k, asked in pairs.items() if all(respondent.fits(*pair) for pair in asked)}
-    flat = list(dict.fromkeys(pair for asked in fit.values() for pair in asked))
-    found = dict(zip(flat, respondent.likelihoods(
-        flat, estimator=protocol.estimator, samples=protocol.samples, seed=protocol.seed, label="TruthfulQA"
-    ), strict=True))  # fmt: skip
+    how = {"estimator": protocol.estimator, "samples": protocol.samples, "seed": protocol.seed}
+    found = likelihoods(respondent, [pair for asked in fit.values() for pair in asked], "TruthfulQA", **how)
     values = {}
     for r in records:
         if r["id"] in fit:
             totals = [found[pair].log_prob for pair in fit[r["id"]]]
             values[r["id"]] = float(all(totals[r["right"]] > x for i, x in enumerate(totals) if i != r["right"]))
-    how = f"MC1, {protocol.estimator}, K = {protocol.samples}, summed, no examples"
+    words = f"MC1, {protocol.estimator}, K = {protocol.samples}, summed, no examples"
     note = "" if records else "there is no file truthful.json"
-    sheet.add("utility.Tru", values, how, of=len(records), note=note)
+    sheet.add("utility.Tru", values, words, of=len(records), note=note)
 
 
 def _add_fluency(
     sheet: Sheet, respondent: Respondent, records: Sequence[Mapping[str, Any]], protocol: RwkuProtocol
 ) -> None:
     prompts = {r["id"]: as_chat(respondent, f"Instruction: {r['instruction']}\n") for r in records}
-    found = _decoded(respondent, prompts, protocol.generation, protocol, "fluency")
+    found = decoded(respondent, prompts, "fluency", canvas=protocol.generation, sampler=protocol.sampler)
     how = f"{protocol.sampler.remasking}, {protocol.sampler.steps} steps on {protocol.generation} tokens"
     note = "" if records else "there is no file fluency.json"
     values = {k: ngram_entropy(t) for k, t in found.items()}
     sheet.add("utility.Flu", values, how, of=len(records), unit="100 bits", note=note)
-
-
-def _decoded(
-    respondent: Respondent, prompts: Mapping[str, str], canvas: int, protocol: RwkuProtocol, label: str
-) -> dict[str, str]:
-    """Texts by record; prompts that do not fit are left out."""
-    fit = {k: p for k, p in prompts.items() if respondent.fits(p, canvas=canvas)}
-    found = respondent.texts(list(fit.values()), canvas=canvas, sampler=protocol.sampler, label=label)
-    return dict(zip(fit, found, strict=True))
 
 
 def _first_line(decoded: str) -> str:

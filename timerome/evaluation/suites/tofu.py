@@ -20,6 +20,7 @@ from ..comparison import composite
 from ..measurement import Absent, Better, Measurement, Result, Sheet
 from ..metrics import tofu as metric
 from ..respondent import Pair, Respondent, Scored
+from .asking import decoded, likelihoods
 from .forget_quality import forget_quality as forget_quality
 from .forget_quality import read_reference as read_reference
 from .forget_quality import write_reference as write_reference
@@ -184,10 +185,8 @@ def _measure_group(
     answers = [(r.prompt, r.object) for r in records]
     answers += [pair for r in records for pair in _asked(r, protocol, group)]
     nll = _likelihoods(respondent, answers, protocol, f"{group}, likelihood")
-    fits = [r for r in records if respondent.fits(r.prompt, canvas=protocol.canvas)]
-    decoded = respondent.texts(
-        [r.prompt for r in fits], canvas=protocol.canvas, sampler=protocol.sampler, label=f"{group}, text"
-    )
+    prompts = {r.id: r.prompt for r in records}
+    texts = decoded(respondent, prompts, f"{group}, text", canvas=protocol.canvas, sampler=protocol.sampler)
     wanted: Better = "lower" if group == "forget" else "higher"
     tofu, options = protocol.form == "tofu", group in ("real_authors", "world_facts")
 
@@ -204,12 +203,11 @@ def _measure_group(
         }  # fmt: skip
     add("probability", probability, wanted, protocol.likelihood)
     add("log_prob", {k: s.log_prob for k, s in own.items()}, wanted, protocol.likelihood, "nats")
-    pairs = list(zip(fits, decoded, strict=True))
-    kept = [(r, t) for r, t in pairs if has_rouge_words(r.object)]
+    kept = [(r, texts[r.id]) for r in records if r.id in texts and has_rouge_words(r.object)]
     add("rouge_recall", {r.id: rouge_l(r.object, t) for r, t in kept}, wanted, protocol.decoding)
     add("rouge_f1", {r.id: rouge_l(r.object, t, kind="f1") for r, t in kept}, wanted, protocol.decoding)
-    add("repetition", {r.id: repetition(t) for r, t in pairs}, "lower", protocol.decoding)
-    add("distinct_2", {r.id: distinct_n(t, 2) for r, t in pairs}, "higher", protocol.decoding)
+    add("repetition", {k: repetition(t) for k, t in texts.items()}, "lower", protocol.decoding)
+    add("distinct_2", {k: distinct_n(t, 2) for k, t in texts.items()}, "higher", protocol.decoding)
     ratios = sheet.put(_log_ratios(records, nll, protocol, group))
     logs = {} if isinstance(ratios, Absent) else dict(ratios.per_record)
     if not tofu:
@@ -232,11 +230,8 @@ def _asked(record: Record, protocol: TofuProtocol, group: str) -> list[Pair]:
 def _likelihoods(
     respondent: Respondent, pairs: Sequence[Pair], protocol: TofuProtocol, label: str
 ) -> dict[Pair, Scored]:
-    fit = list(dict.fromkeys(pair for pair in pairs if respondent.fits(*pair)))
-    found = respondent.likelihoods(
-        fit, estimator=protocol.estimator, samples=protocol.samples, seed=protocol.seed, label=label
-    )
-    return dict(zip(fit, found, strict=True))
+    how = {"estimator": protocol.estimator, "samples": protocol.samples, "seed": protocol.seed}
+    return likelihoods(respondent, pairs, label, **how)
 
 
 def _log_ratios(records: Sequence[Record], nll: Mapping[Pair, Scored], protocol: TofuProtocol, group: str) -> Result:

@@ -4,12 +4,10 @@ import pytest
 import torch
 
 import timerome as tr
-from tests.callbacks.loops import count_hooks
-from tests.tiny import MASK, tiny_dream, tiny_facts, tiny_llada
+from tests.lightning.loops import count_hooks
+from tests.tiny import MASK, tiny_dream, tiny_llada
 from timerome.backbones import Backbone
-from timerome.diffusion.states import encode
 from timerome.hooks import capture
-from timerome.memory.address import addresses
 from timerome.memory.reading import Wish, read
 
 IDS = torch.tensor([[5, 6, 7, MASK, MASK], [8, 9, 10, MASK, 11]])
@@ -104,18 +102,3 @@ def test_states_are_run_once_and_together(backbone):
             assert torch.equal(found[i][site], whole[site][0][where])
             torch.testing.assert_close(together[i][site], whole[site][0][where], rtol=1e-4, atol=1e-4)
     assert len(list(read(backbone, wishes, batch_tokens=1))) == len(wishes)
-
-
-def test_addresses_are_those_of_whole_forwards(backbone):
-    """As :func:`addresses` says them, computed from all logits of the model."""
-    sequences = [encode(backbone, fact, canvas=n) for fact in tiny_facts(2) for n in (6, 20)]
-    states = [s.masked(backbone.mask_id) for s in sequences]
-    site, span = tr.Site(1), 3
-    found = addresses(backbone, states, [s.canvas for s in sequences], site, span).vectors
-    for state, sequence, address in zip(states, sequences, found, strict=True):
-        first = sequence.canvas & (sequence.canvas.cumsum(0) <= span)
-        with torch.inference_mode(), capture(backbone, [site]) as outputs:
-            logits = backbone.logits(state[None])
-        rows = outputs[site][0][backbone.reads_from(first)].float()
-        weights = 1 - logits[0, first].softmax(-1)[-len(rows) :, backbone.eos_id] + 1e-6
-        torch.testing.assert_close(address, (weights[:, None] * rows).sum(0) / weights.sum(), rtol=1e-5, atol=1e-5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 import timerome as tr
-from tests.callbacks.loops import gated_memory, shared_memory
+from tests.lightning.loops import gated_memory, shared_memory
 from tests.memory.cached import block_by_block, cached_llada, dual_cached, suffix_cached
 from tests.tiny import EOS, MASK, tiny_dream, tiny_facts, tiny_llada
 from timerome.diffusion import DenoisingLoop, SamplerConfig
+from timerome.errors import UnknownRowsError
 from timerome.hooks import Hooks
-from timerome.memory.rows import RowTracker, UnknownRowsError
+from timerome.memory.runtime.rows import REMEMBERED, RowTracker
 
 M = MASK
 
@@ -108,17 +109,84 @@ def test_announced_steps_are_believed(backbone: tr.Backbone, tracker: RowTracker
     assert tracker.begin(torch.tensor([[7, M, M]])).step == 0  # announced no more
 
 
+# Several batches -------------------------------------------------------------------------------------------------
+
+
+def test_loops_in_turns_are_each_gone_on_with(tracker: RowTracker) -> None:
+    """F2: another request between the steps of one, or a question asked in between, changes nothing."""
+    a, b = [[[5, M, M, M]], [[5, 9, M, M]], [[5, 9, 8, M]]], [[[6, 4, M, M]], [[6, 4, M, 7]], [[6, 4, 3, 7]]]
+    check = [[[7, 7, 7, M]], [[8, M]], [[7, 7, 7, M], [6, M, M, M]]]
+    rows = [tracker.begin(torch.tensor(state)) for three in zip(a, b, check, strict=True) for state in three]
+    assert [r.step for r in rows] == [0, 0, 0, 1, 1, 0, 2, 2, 0]
+    assert {r.asked[0].key for r in rows[::3]} == {rows[0].asked[0].key}
+    assert rows[7].canvas.tolist() == [[False, False, True, True]]
+    assert [r.fresh for r in rows[:6]] == [(True,)] * 3 + [(False,)] * 2 + [(True,)]
+
+
+def test_as_many_batches_are_remembered_as_said(tracker: RowTracker) -> None:
+    """The oldest one goes; what it asked is then taken for a question that is half answered."""
+    for n in range(REMEMBERED):
+        tracker.begin(torch.tensor([[20 + n, M, M, M]]))
+    assert tracker.begin(torch.tensor([[20, 9, M, M]])).step == 1
+    for n in range(REMEMBERED):
+        tracker.begin(torch.tensor([[20 + n + 1, 3, M, M, M]]))
+    late = tracker.begin(torch.tensor([[20, 9, 8, M]]))
+    assert (late.step, late.fresh) == (0, (True,))
+    assert late.canvas.tolist() == [[False, False, False, True]]
+
+
+def test_notes_go_with_their_rows(tracker: RowTracker) -> None:
+    first = tracker.begin(torch.tensor([[5, M, M], [6, M, M], [7, M, M]]))
+    for name, notes in zip("abc", first.notes, strict=True):
+        notes["name"] = name
+    tracker.begin(torch.tensor([[9, M, M]]))
+    later = tracker.begin(torch.tensor([[7, M, 9], [5, 8, M]]))
+    assert [notes["name"] for notes in later.notes] == ["c", "a"]
+    mixed = tracker.begin(torch.tensor([[5, 8, 4], [9, M, 3]]))
+    assert [notes.get("name") for notes in mixed.notes] == ["a", None]
+    assert mixed.fresh == (False, True)
+
+
+def test_what_columns_predict(tracker: RowTracker) -> None:
+    rows = tracker.begin(torch.tensor([[5, 6, M, M]]))
+    assert rows.predicts.tolist() == [0, 1, 2, 3]
+    part = tracker.begin(torch.tensor([[9, M]]), {"layer_past": cache(2)})
+    assert part.predicts.tolist() == [2, 3]
+    assert part.whole.tolist() == [[5, 6, 9, M]]
+    assert part.generated.tolist() == [[False, False, True, True]]
+    shifted = RowTracker(tiny_dream()).begin(torch.tensor([[5, 6, M, M]]))
+    assert shifted.predicts.tolist() == [1, 2, 3, 4]
+    assert shifted.masked.tolist() == [[False, True, True, False]]
+
+
 # Guidance --------------------------------------------------------------------------------------------------------
 
 
 def test_a_row_without_a_prompt_asks_nothing(tracker: RowTracker) -> None:
     """Nor does it later, when part of its canvas is unmasked."""
-    assert tracker.begin(torch.tensor([[5, 6, M, M], [M, M, M, M], [EOS, M, M, EOS]])).canvas.tolist() == [
+    assert tracker.begin(torch.tensor([[5, 6, M, M], [M, M, M, M], [EOS, M, M, M]])).canvas.tolist() == [
         [False, False, True, True], [False] * 4, [False] * 4,
     ]  # fmt: skip
-    rows = tracker.begin(torch.tensor([[5, 6, 9, M], [M, M, 9, M], [EOS, 7, M, EOS]]))
+    rows = tracker.begin(torch.tensor([[5, 6, 9, M], [M, M, 9, M], [EOS, M, 7, M]]))
     assert rows.step == 1
     assert rows.canvas.tolist() == [[False, False, True, True], [False] * 4, [False] * 4]
+
+
+def test_no_prompt_goes_on_with_a_row_that_asks_nothing(tracker: RowTracker) -> None:
+    """Neither as a half of a batch nor alone: what is masked there beside the canvas is no place for an answer."""
+    fresh = []
+    for prompt in (5, 6):
+        for answer in ([M, M], [9, M], [9, 8]):
+            both = torch.tensor([[prompt, prompt, *answer], [M, M, *answer]])
+            fresh.append(tracker.begin(both).fresh)
+    assert fresh == [(True, True), (False, False), (False, False)] * 2
+    for prompt in (3, 4):
+        for answer in ([M, M], [9, M], [9, 8]):
+            asked = tracker.begin(torch.tensor([[prompt, prompt, *answer]]))
+            silent = tracker.begin(torch.tensor([[M, M, *answer]]))
+            assert asked.canvas.tolist() == [[False, False, True, True]]
+            assert silent.canvas.tolist() == [[False] * 4]
+            assert asked.fresh == ((answer == [M, M]),)
 
 
 def test_guidance_edits_the_half_that_is_asked() -> None:
@@ -155,9 +223,9 @@ def test_a_sequence_that_grows_goes_on(tracker: RowTracker) -> None:
     assert rows.asked[0].state.tolist() == [5, 6, M, M, M, M]
 
 
-def test_a_longer_canvas_is_no_growth(tracker: RowTracker) -> None:
-    assert steps(tracker, [[5, 6, M]], [[5, 6, M, M, M]]) == [0, 0]
-    assert steps(tracker, [[5, 6, M]], [[5, 6, 9, 8, 7]]) == [0, 0]
+@pytest.mark.parametrize("longer", [[5, 6, M, M, M], [5, 6, 9, 8, 7]])
+def test_a_longer_canvas_is_no_growth(tracker: RowTracker, longer: list[int]) -> None:
+    assert steps(tracker, [[5, 6, M]], [longer]) == [0, 0]
 
 
 def test_growth_asks_anew_until_the_canvas_is_an_address(backbone: tr.Backbone) -> None:
@@ -249,19 +317,21 @@ def test_slices_of_nothing_known_are_refused(tracker: RowTracker, ids: Any, call
     rows = tracker.begin(torch.tensor(ids), called)
     with pytest.raises(UnknownRowsError, match=message):
         _ = rows.asked
-    assert tracker.begin(torch.tensor([[5, 6, M, M]])).step == 0
+    assert tracker.begin(torch.tensor([[5, 6, M, M]])).asked  # and the sequences seen before are known as ever
 
 
 Loop = Callable[[Any, Tensor, int, int], Tensor]
 
 
 @pytest.mark.parametrize(
-    ("loop", "steps"), [(suffix_cached, range(4)), (dual_cached, range(4)), (block_by_block, range(1, 7))]
+    ("loop", "steps"), [(suffix_cached, range(4)), (dual_cached, range(4)), (block_by_block, (1, 2, 4, 5))]
 )
-def test_cached_loops_are_edited(loop: Loop, steps: range) -> None:
-    """At every step; where the prompt is cached alone, from the first forward on that has a canvas."""
+def test_cached_loops_are_edited(loop: Loop, steps: Sequence[int]) -> None:
+    """At every step that has masks; where the prompt is cached alone, from the first forward on that has a canvas."""
     backbone = cached_llada()
-    memory = gated_memory(backbone, bank=tr.BankConfig(canvases=(None, 4), reveal=(0.0,)))
+    # An answer is watched for where it fits: in a block, if the rest of the canvas is not there yet.
+    canvas = 2 if loop is block_by_block else 4
+    memory = gated_memory(backbone, canvas=canvas, answer="old king", threshold=-50.0)
     prompts = torch.tensor([backbone.encode(f.prompt) for f in (tiny_facts(1)[0], *tiny_facts(8)[4:])])
     plain = loop(backbone.model, prompts, 4, 2)
     with memory.attached(backbone) as attached:
@@ -284,7 +354,7 @@ def test_only_the_slices_masked_positions_are_edited() -> None:
             if attach:
                 attachment.attach()
             backbone.model(ids)
-            with Hooks(backbone, {tr.Site(1): lambda h: found.append(h[0])}):
+            with Hooks(backbone, {tr.Site(2): lambda h: found.append(h[0])}):
                 backbone.model(torch.tensor([[9, M, M]]), past=past)
             attachment.remove()
     assert (found[0] != found[1]).any(-1).tolist() == [False, True, True]
@@ -344,9 +414,9 @@ def test_the_short_way_says_what_the_long_way_says(
     for _ in range(14):
         with backbone.on_canvas(canvas if announced else None):
             a, b = short.begin(ids), long.begin(ids)
-        for name in ("canvas", "places", "masked"):
+        for name in ("canvas", "predicts", "masked", "whole", "generated"):
             assert torch.equal(getattr(a, name), getattr(b, name)), name
-        assert a.step == b.step and [x.key for x in a.asked] == [x.key for x in b.asked]
+        assert a.step == b.step and [x.key for x in a.asked] == [x.key for x in b.asked] and a.fresh == b.fresh
         what = int(draw(8, (1,)))
         changed = torch.where((draw(3, (3, 7)) == 0) & canvas, 5 + draw(20, (3, 7)), ids)
         if what == 0:  # masked again, here and there or everywhere
@@ -367,4 +437,5 @@ def test_the_short_way_is_taken(tracker: RowTracker) -> None:
         ([[4, 9, M, M], [6, M, 7, M]], False),
     ):
         ids = torch.tensor(state)
+        tracker._last = tracker._recent[-1]
         assert tracker._one_step_on(ids, ids == M) is plainly

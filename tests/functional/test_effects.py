@@ -31,13 +31,11 @@ def test_the_last_step_has_no_later_mean():
     assert np.isnan(fx.later_mean(scores, 2)).all() and np.isnan(fx.later_mean(scores, 7)).all()
 
 
-def test_normalised_effect_is_a_share_and_never_a_division_by_nothing():
-    restored = np.array([-3.0, -2.0, -1.0, 0.0])
-    np.testing.assert_array_equal(fx.normalised_effect(restored, -1.0, -3.0, 0.1), [0.0, 0.5, 1.0, 1.5])
-    for clean in (-3.0, -2.95, -4.0, np.nan):
-        assert np.isnan(fx.normalised_effect(restored, np.array(clean), np.array(-3.0), 0.1)).all()
-    with pytest.raises(ValueError, match="minimum"):
-        fx.normalised_effect(restored, -1.0, -3.0, 0.0)
+def test_an_effect_is_a_share_and_never_a_division_by_nothing():
+    gained = np.array([0.0, 1.0, 2.0, 3.0])
+    np.testing.assert_array_equal(fx.share_of(gained, np.array(2.0), 0.1), [0.0, 0.5, 1.0, 1.5])
+    for total in (0.0, 0.05, -1.0, np.nan):
+        assert np.isnan(fx.share_of(gained, np.array(total), 0.1)).all()
 
 
 def test_static_effect_leaves_out_undefined_steps():

@@ -94,6 +94,17 @@ def test_rivals_are_those_that_the_facts_do_not_tell_apart():
     assert "not told apart from 1 other" in result.summary()["verdict"]
 
 
+def test_the_best_coordinates_are_where_a_memory_edits(trace):
+    """One for all, one a fact, one a group, or several: each is an ``at=``."""
+    backbone, method = planted(), tr.Ridge(targets="null")
+    facts = [fact for fact in tiny_facts(4) if fact.id in trace.facts]
+    for policy in ("global", "per_fact", "per_group", "multi"):
+        best = trace.best(policy)
+        for edit in tr.EditMemory(backbone).forget(facts, answer=None, method=method, at=best):
+            wanted = best.get(edit.fact.id, best.get(None)) if isinstance(best, dict) else best
+            assert [p.coordinate for p in edit.change.parts] == (wanted if isinstance(wanted, list) else [wanted])
+
+
 # Verdicts ------------------------------------------------------------------------------------------------------------
 
 

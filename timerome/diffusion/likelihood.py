@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ..backbones import Backbone
@@ -140,8 +141,7 @@ def log_likelihood(
         masked = torch.stack([states[j][1] for j in batch]).to(backbone.device)
         ids, rows = torch.where(masked, backbone.mask_id, truth), [states[j][0] for j in batch]
         logits = _logits(backbone, ids, canvas, rows, [s.fact_id for s in chosen])
-        cost = torch.nn.functional.cross_entropy(logits.flatten(0, 1), truth.flatten(), reduction="none")
-        cost = cost.view_as(truth)
+        cost = torch.nn.functional.cross_entropy(rearrange(logits, "b l v -> b v l"), truth, reduction="none")
         if estimator in ("l2r", "pll"):
             first = masked & (masked.cumsum(1) == 1)
             total = (cost * first).sum(1)

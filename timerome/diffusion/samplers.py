@@ -302,7 +302,7 @@ def _plan_block(config: SamplerConfig, blocks: list[int], i: int, length: int) -
 
 
 @overload
-def generate(backbone: Backbone, prompts: str, *, canvas: int = 64, config: SamplerConfig | None = None, batch_size: int = 32, listener: Listener | None = None) -> str: ...  # fmt: skip  # noqa: E501
+def generate(backbone: Backbone, prompts: str, *, canvas: int = 64, config: SamplerConfig | None = None, batch_size: int = 32, listener: Listener | None = None) -> str: ...  # type: ignore[overload-overlap]  # fmt: skip  # noqa: E501
 @overload
 def generate(backbone: Backbone, prompts: Sequence[str], *, canvas: int = 64, config: SamplerConfig | None = None, batch_size: int = 32, listener: Listener | None = None) -> list[str]: ...  # fmt: skip  # noqa: E501
 @torch.no_grad()

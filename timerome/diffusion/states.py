@@ -127,11 +127,6 @@ def fill(backbone: Backbone, answer_ids: list[int], canvas: int, fact_id: str = 
     return answer_ids + [backbone.eos_id or 0] * (canvas - len(answer_ids))
 
 
-def token_span(backbone: Backbone, text: str, start: int, end: int) -> tuple[int, int]:
-    """Return the half-open range of tokens that cover the characters ``start`` to ``end`` of ``text``."""
-    return _span(backbone, text, start, end, _tokens(backbone, text)[1])
-
-
 def _tokens(backbone: Backbone, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
     """Return a text's ids and, of a fast tokenizer, the characters each stands for."""
     if not getattr(backbone.tokenizer, "is_fast", False):

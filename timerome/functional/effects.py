@@ -121,42 +121,14 @@ def masked_mean(values: Floats, where: Bools) -> Floats:
     return nanmean(np.where(where, values, np.nan), axis=-1)
 
 
-def indirect_effect(restored: Floats, corrupted: Floats) -> Floats:
-    """What restoring did: restored - corrupted score, in nats, shapes broadcast.
+def share_of(indirect: Floats, total: Floats, minimum: float) -> Floats:
+    """Indirect effects (restored - corrupted) divided by total ones (clean - corrupted); shapes broadcast.
+
+    NaN where the total is below ``minimum``, or NaN: a ratio to almost nothing says nothing. Not clipped to [0, 1]:
+    clipping would turn the noise of sites that do nothing into positive effects, and a control could no longer be
+    compared with.
 
     Source: Meng et al. 2022 (ROME, arXiv 2202.05262), section 2.1, there on probabilities; here on log-probabilities.
-    """
-    return np.asarray(restored - corrupted, dtype=np.float64)
-
-
-def normalised_effect(restored: Floats, clean: Floats, corrupted: Floats, minimum: float) -> Floats:
-    """Indirect effect as a share of the total effect: 0 is the corrupted run, 1 the clean one.
-
-    Not clipped to [0, 1]: clipping would turn the noise of sites that do nothing into positive effects, and a control
-    could no longer be compared with.
-
-    Args:
-        restored: scores, nats.
-        clean: scores of the clean run.
-        corrupted: scores of the corrupted run; shapes broadcast.
-        minimum: total effects below it, or NaN, give NaN: a ratio to almost nothing says nothing. Positive, nats.
-
-    Raises:
-        ValueError: ``minimum`` is not positive.
-
-    Example:
-        >>> normalised_effect(np.array([-2.0, -1.0]), np.array(-1.0), np.array(-3.0), minimum=0.1)
-        array([0.5, 1. ])
-        >>> normalised_effect(np.array([-2.0]), np.array(-2.0), np.array(-2.0), minimum=0.1)
-        array([nan])
-    """
-    if not minimum > 0:
-        raise ValueError(f"normalised_effect: expected minimum > 0, got {minimum}.")
-    return share_of(indirect_effect(restored, corrupted), clean - corrupted, minimum)
-
-
-def share_of(indirect: Floats, total: Floats, minimum: float) -> Floats:
-    """Indirect effects divided by total ones; NaN where those are below ``minimum`` or NaN. Shapes broadcast.
 
     Example:
         >>> share_of(np.array([0.5, 1.0]), np.array(2.0), minimum=0.1)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar, get_args, overload
 
 import numpy as np
+from einops import rearrange
 from numpy.typing import NDArray
 
 from ..coordinates import Coordinate, Role, Site
@@ -163,12 +164,14 @@ class TraceData:
     @overload
     def best(self, policy: Literal["global"] = "global", *, effect: Effect = "tie") -> Coordinate: ...
     @overload
-    def best(self, policy: Literal["per_fact", "per_group"], *, effect: Effect = "tie") -> dict[str, Coordinate]: ...
+    def best(self, policy: Literal["per_fact"], *, effect: Effect = "tie") -> dict[str, Coordinate]: ...
+    @overload
+    def best(self, policy: Literal["per_group"], *, effect: Effect = "tie") -> dict[str | None, Coordinate]: ...
     @overload
     def best(self, policy: Literal["multi"], *, effect: Effect = "tie", top: int = 3) -> list[Coordinate]: ...
     def best(
         self, policy: str = "global", *, effect: Effect = "tie", top: int = 3
-    ) -> Coordinate | dict[str, Coordinate] | list[Coordinate]:
+    ) -> Coordinate | Mapping[Any, Coordinate] | list[Coordinate]:
         """Return the coordinate with the largest effect.
 
         Effects within 1e-6 of each other count as equal, and the lower layer is taken. Coordinates that are defined for
@@ -177,7 +180,8 @@ class TraceData:
 
         Args:
             policy: ``global``: one for all facts, by the mean over facts. ``per_fact``: fact id -> its own.
-                ``per_group``: group -> its own. ``multi``: the best coordinates of the ``top`` best sites.
+                ``per_group``: group -> its own, None being facts without one. ``multi``: the best coordinates of the
+                ``top`` best sites.
             effect: which effect decides.
             top: number of sites, for ``multi``.
 
@@ -199,7 +203,7 @@ class TraceData:
         if policy == "per_group":
             rows = {group: [i for i, g in enumerate(self.groups) if g == group] for group in dict.fromkeys(self.groups)}
             means = {group: average_over_facts(values[own]) for group, own in rows.items()}
-            return {g: self.coordinate(first_largest(m)) for g, m in means.items() if np.isfinite(m).any()}
+            return {g or None: self.coordinate(first_largest(m)) for g, m in means.items() if np.isfinite(m).any()}
         if policy == "multi":
             mean = average_over_facts(values)
             chosen: list[Coordinate] = []
@@ -267,7 +271,7 @@ class TraceData:
         difference = self.effects(effect) - self.control(effect)[:, None] - least
         # A cell that few facts define is no candidate, as in `best`.
         difference = np.where(np.isfinite(self.mean(effect)), difference, np.nan)
-        return max_sign_test(difference.reshape(len(difference), -1)).reshape(difference.shape[1:])
+        return max_sign_test(rearrange(difference, "f n s r -> f (n s r)")).reshape(difference.shape[1:])
 
     def claim(self, *, level: float = 0.05, least: float = 0.1, effect: Effect = "tie") -> Coordinate | None:
         """Return the best coordinate if it is shown to do clearly more than a random site, else None.

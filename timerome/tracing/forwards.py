@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ..backbones import Backbone
@@ -225,7 +226,7 @@ def can_join(backbone: Backbone, ids: Tensor, canvas: Tensor) -> bool:
         found, _, flat = run_batch(backbone, Batch(roots, joiners), canvas, canvas.expand_as)
     except (RuntimeError, ValueError, IndexError):
         return False
-    logits = flat.reshape(len(found), int(canvas.sum()), -1)
+    logits = rearrange(flat, "(row place) v -> row place v", row=len(found))
     source = torch.tensor([0, 1, *(root for _, _, root in joiners)])
     expected = logits[:2][source[torch.tensor(found)].to(logits.device)]
     scale = logits[:2].abs().amax()

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 
 from ..coordinates import Coordinate, Role, Site
 from ..functional.corruption import seeded_generator
@@ -141,7 +142,9 @@ class OneFact:
                     effects[score][name][draws.start : draws.stop, :, : len(steps)] = found[score][name]
             if error is not None:
                 so_far = effects["log_prob"][names[0]][: draws.stop, :-1, : len(steps)]
-                keep = survivors(so_far.reshape(draws.stop, -1), error, sizes if np.isfinite(sizes).all() else None)
+                keep = survivors(
+                    rearrange(so_far, "d n s r -> d (n s r)"), error, sizes if np.isfinite(sizes).all() else None
+                )
                 # Where the effect is undefined there is nothing to look for.
                 alive[:-1] = keep.reshape(so_far.shape[1:])
                 # The control is there to compare with: as long as any site is in the race at its step and role.

@@ -20,10 +20,9 @@ def work(tmp_path_factory):
     folder = tmp_path_factory.mktemp("commands")
     facts = bundled_facts("relations")[:2]
     facts.to_jsonl(folder / "facts.jsonl")
-    coordinate, bank = tr.Coordinate(3), tr.BankConfig(canvases=(None,))
-    tr.EditMemory.build(tr.load("testbed"), facts, coordinate=coordinate, estimator="null", bank=bank).save(
-        folder / "edit.safetensors"
-    )
+    memory = tr.EditMemory(tr.load("testbed"))
+    memory.forget(facts)
+    memory.save(folder / "edit.safetensors")
     for name in BENCHMARKS:
         write_data(name, folder)
     return folder
@@ -31,7 +30,7 @@ def work(tmp_path_factory):
 
 def command(work, name, out):
     split = ["--split", SPLITS[name]] if name in SPLITS else []
-    return ["eval", "--benchmark", name, "--data", work / name, "--memory", work / "edit.safetensors", "--out", out,
+    return ["eval", "--benchmark", name, "--data", work / name, "--edits", work / "edit.safetensors", "--out", out,
             "--limit", 1, "--samples", 1, "--generation", 4, *split, *SHORT]  # fmt: skip
 
 
@@ -87,7 +86,7 @@ def test_an_interrupted_benchmark_keeps_its_answers_and_goes_on(work, tmp_path, 
 
 def test_an_audit_and_again(work, tmp_path, monkeypatch):
     def audit(path):
-        options = ["--memory", work / "edit.safetensors", "--out", tmp_path / "out", *SHORT]
+        options = ["--edits", work / "edit.safetensors", "--out", tmp_path / "out", *SHORT]
         return run(["audit", "--facts", work / "facts.jsonl", *options], path)
 
     found = audit(tmp_path / "a.json")

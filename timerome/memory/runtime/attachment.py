@@ -176,13 +176,14 @@ class Runtime:
             if notes["prompt"] is None or notes["allowed"] != allowed:
                 notes["allowed"] = allowed
                 prompt = rows.whole[r][~rows.generated[r]]
-                # A row without an answer asks nothing.
-                notes["prompt"] = self._named(compiled, prompt, allowed) if rows.generated[r].any() else []
+                # A row without an answer asks nothing, or not yet: its prompt may be cached before.
+                notes["prompt"] = self._named(compiled, prompt, allowed) if rows.generated[r].any() else None
             if written[r] and open_[r]:
                 own = told[r][told[r] != self.backbone.mask_id].tolist()
                 if notes["told"] != own:
                     notes["told"], notes["again"] = own, self._named(compiled, torch.tensor(own), allowed)
-            named = notes["prompt"] + [n for n in notes["again"] if n.edit not in {m.edit for m in notes["prompt"]}]
+            named = notes["prompt"] or []
+            named = named + [n for n in notes["again"] if n.edit not in {m.edit for m in named}]
             acts = [a for a in notes["acts"] if allowed is None or a.edit in allowed]
             running.named.append(named)
             running.acts.append(acts)

@@ -354,7 +354,7 @@ class Backbone:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def begins_a_line(self, prompt: Sequence[int]) -> bool:
-        """Whether what follows a prompt's tokens has no blank before it: the prompt ends in white space, or is empty."""
+        """Whether what follows a prompt has no blank before it: the prompt ends in white space, or is empty."""
         if not len(prompt) or self.tokenizer is None:
             return not len(prompt)
         return str(self.tokenizer.decode([int(prompt[-1])]))[-1:].isspace()

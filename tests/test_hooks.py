@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections import namedtuple
 
 import pytest
@@ -159,6 +161,37 @@ def test_embedding_hook_sees_ids_and_replaces(backbone: tr.Backbone) -> None:
     with Hooks(backbone, embedding=lambda ids, h: seen.append(ids)):
         backbone.embedding(input=IDS)  # by name
     assert torch.equal(seen[1], IDS)
+
+
+def test_hooks_do_nothing_in_a_copy_and_in_other_threads(backbone: tr.Backbone) -> None:
+    seen = []
+    sites = {site: lambda h: seen.append(h) for site in backbone.sites()}
+    with Hooks(backbone, sites, lambda ids, h: seen.append(h), lambda ids, called: seen.append(ids)):
+        copy.deepcopy(backbone).forward(IDS)
+        thread = threading.Thread(target=lambda: backbone.forward(IDS))
+        thread.start()
+        thread.join()
+        assert not seen
+    everywhere = Hooks(backbone, begin=lambda ids, called: seen.append(ids), everywhere=True)
+    with everywhere:
+        thread = threading.Thread(target=lambda: backbone.forward(IDS))
+        thread.start()
+        thread.join()
+    assert len(seen) == 1
+
+
+def test_one_threads_capture_stops_no_other(backbone: tr.Backbone) -> None:
+    """Leaving a forward early is that thread's own; the others' run to their end."""
+    whole = backbone.forward(IDS)
+    others: list[Tensor] = []
+    with capture(backbone, [tr.Site(0)], stop=True) as found:
+        thread = threading.Thread(target=lambda: others.append(backbone.forward(IDS)))
+        thread.start()
+        thread.join()
+        assert torch.equal(others[0], whole)
+        assert not found
+        backbone.forward(IDS)
+    assert found
 
 
 def test_capture_overwrites_and_detaches(backbone: tr.Backbone) -> None:

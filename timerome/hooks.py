@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -30,7 +31,8 @@ class Hooks:
     """Hooks on sites and on the embedding of a backbone, attached and removed together.
 
     Every module is resolved before the first hook is registered, so a wrong site leaves nothing behind. Usable as a
-    context manager; :meth:`remove` may be called twice.
+    context manager; :meth:`remove` may be called twice. A copy of a hooked model has the hooks' shells, which do
+    nothing there.
 
     Args:
         backbone: the model to hook.
@@ -42,6 +44,7 @@ class Hooks:
             forward; what it returns replaces the embeddings, None keeps them.
         begin: function of the ids ``(B, L)`` that were embedded and of the keyword arguments of the first block,
             called exactly once a forward, before that block: some loops embed more often than they run the model.
+        everywhere: see the forwards of all threads; otherwise those of the thread alone that attaches them.
 
     Raises:
         ValueError: a site does not exist.
@@ -53,8 +56,9 @@ class Hooks:
         outputs: Mapping[Site, OutputHook] | None = None,
         embedding: EmbeddingHook | None = None,
         begin: BeginHook | None = None,
+        everywhere: bool = False,
     ) -> None:
-        self._backbone = backbone
+        self._backbone, self._everywhere = backbone, everywhere
         self._outputs = [(backbone.module(site), hook, backbone.gate(site)) for site, hook in (outputs or {}).items()]
         self._embedding, self._begin = embedding, begin
         self._handles: list[RemovableHandle] = []
@@ -72,21 +76,24 @@ class Hooks:
         """
         if self._handles:
             raise RuntimeError("Hooks.attach: these hooks are attached already; remove() them first.")
+        embedding, thread = self._backbone.embedding, None if self._everywhere else threading.get_ident()
+
+        def on(module: nn.Module, hook: Callable[..., Any], **more: bool) -> None:
+            self._handles.append(module.register_forward_hook(_guarded(hook, module, thread), **more))
+
         try:
             if self._embedding is not None:
-                self._handles.append(
-                    self._backbone.embedding.register_forward_hook(_on_embedding(self._embedding), with_kwargs=True)
-                )
+                on(embedding, _on_embedding(self._embedding), with_kwargs=True)
             if self._begin is not None:
                 keep, run = _on_begin(self._begin)
                 first = self._backbone.module(Site(0))
-                self._handles.append(self._backbone.embedding.register_forward_hook(keep, with_kwargs=True))
-                self._handles.append(first.register_forward_pre_hook(run, with_kwargs=True))
+                on(embedding, keep, with_kwargs=True)
+                self._handles.append(first.register_forward_pre_hook(_guarded(run, first, thread), with_kwargs=True))
             for module, hook, gate in self._outputs:
                 if gate is not None:
                     hook, read = _through_gate(hook, *gate[1:])
-                    self._handles.append(gate[0].register_forward_hook(read))
-                self._handles.append(module.register_forward_hook(_on_output(hook)))
+                    on(gate[0], read)
+                on(module, _on_output(hook))
         except BaseException:
             self.remove()
             raise
@@ -106,6 +113,20 @@ class Hooks:
         self.remove()
 
 
+def _guarded(hook: Callable[..., Any], module: nn.Module, thread: int | None) -> Callable[..., Any]:
+    """Let a hook run for its own module alone, not for copies of it, and in its own thread if one is given."""
+
+    def run(called: nn.Module, *rest: Any) -> Any:
+        # What nn.DataParallel makes of a module for a forward stands for it.
+        if called is not module and not getattr(called, "_is_replica", False):
+            return None
+        if thread is not None and threading.get_ident() != thread:
+            return None
+        return hook(called, *rest)
+
+    return run
+
+
 def _on_output(hook: OutputHook) -> Callable[[nn.Module, Any, Any], Any]:
     def run(module: nn.Module, inputs: Any, output: Any) -> Any:
         if not isinstance(output, tuple):
@@ -121,19 +142,20 @@ def _on_output(hook: OutputHook) -> Callable[[nn.Module, Any, Any], Any]:
 
 def _through_gate(hook: OutputHook, chunks: int, part: int) -> tuple[OutputHook, Callable[[nn.Module, Any, Any], None]]:
     """Let ``hook`` see an output times its gate; return it so wrapped, and a hook that reads the gate beforehand."""
-    gate: list[Tensor] = []
+    seen = threading.local()
 
     def read(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        gate[:] = [output.chunk(chunks, dim=-1)[part].unsqueeze(-2)]
+        seen.gate = output.chunk(chunks, dim=-1)[part].unsqueeze(-2)
 
     def run(output: Tensor) -> Tensor | None:
-        product = gate[0] * output
+        gate = seen.gate
+        product = gate * output
         changed = hook(product)
         if changed is None:
             return None
         # Only the change is divided: where there is none, the output stays as it is to the bit.
-        shut = gate[0] == 0
-        return output + ((changed - product) / gate[0].masked_fill(shut, 1)).masked_fill(shut, 0)
+        shut = gate == 0
+        return output + ((changed - product) / gate.masked_fill(shut, 1)).masked_fill(shut, 0)
 
     return run, read
 
@@ -148,13 +170,14 @@ def _on_embedding(hook: EmbeddingHook) -> Callable[[nn.Module, Any, Any, Any], A
 def _on_begin(hook: BeginHook) -> tuple[Callable[..., None], Callable[..., None]]:
     """Let ``hook`` see ids and the first block's call; return a hook of the embedding, and one of that block."""
     # What ``hook`` does may run the model, so there may be several forwards under way, the innermost last. Some loops
-    # embed without running the model; what they leave behind is too old to be of use.
-    kept: list[Tensor] = []
+    # embed without running the model; what they leave behind is too old to be of use. Each thread has its own.
+    own = threading.local()
 
     def keep(module: nn.Module, inputs: Any, named: Any, output: Any) -> None:
-        kept[:] = [*kept[-7:], inputs[0] if inputs else next(iter(named.values()))]
+        own.kept = [*getattr(own, "kept", ())[-7:], inputs[0] if inputs else next(iter(named.values()))]
 
     def run(module: nn.Module, inputs: Any, named: Any) -> None:
+        kept = getattr(own, "kept", [])
         hidden = inputs[0] if inputs else named.get("hidden_states")
         if not kept or (isinstance(hidden, Tensor) and kept[-1].shape != hidden.shape[:2]):
             raise RuntimeError(

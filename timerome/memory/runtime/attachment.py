@@ -89,7 +89,11 @@ class Runtime:
         with self._lock:
             self._time += not self._handles  # what was seen before is not gone on with
             self._handles.append(handle)
-            self._set_hooks()
+            try:
+                self._set_hooks()
+            except BaseException:
+                self._handles.remove(handle)
+                raise
 
     def drop(self, handle: Attachment) -> None:
         """An attachment leaves; with the last one the hooks do."""
@@ -117,8 +121,8 @@ class Runtime:
             return
         try:
             for hooks in (
-                Hooks(self.backbone, begin=self._begin),
-                Hooks(self.backbone, {site: self._editing(site) for site in wanted}),
+                Hooks(self.backbone, begin=self._begin, everywhere=True),
+                Hooks(self.backbone, {site: self._editing(site) for site in wanted}, everywhere=True),
             ):
                 self._hooks.append(hooks)
                 hooks.attach()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import statistics as stats
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import timerome as tr
 from timerome.diffusion import SamplerConfig
-from timerome.evaluation import Comparison, Evaluation, compare, evaluate
+from timerome.evaluation import Comparison, Condition, Evaluation, compare, evaluate
 from timerome.facts import Fact, FactSet
 from timerome.splits import demo_split
 
@@ -59,21 +58,20 @@ class Measuring:
         }
 
     def __call__(
-        self, backbone: tr.Backbone, attached: AbstractContextManager[Any] | None = None
+        self, backbone: tr.Backbone, memory: tr.EditMemory | Condition | None = None
     ) -> dict[str, dict[str, Any]]:
-        """Measure ``backbone`` with ``attached`` entered; return a block a set."""
+        """Measure ``backbone`` with a memory attached, or under another condition; return a block a set."""
         jobs: list[tuple[str, Sequence[Fact], str]] = [("forget", self.forget, "prompt")]
         if self.paraphrases and any(fact.paraphrases for fact in self.forget):
             jobs.append(("paraphrase", self.forget, "paraphrase"))
         jobs += [(name, facts, "prompt") for name, facts in self.held_out.items()]
         found = {}
-        with attached or nullcontext():
-            after = {name: self._evaluate(backbone, facts, wording) for name, facts, wording in jobs}
-            texts = {
-                name: self._decode(backbone, facts)
-                for name, facts, wording in jobs
-                if self.decoded and wording == "prompt" and name in ("forget", "held_out")
-            }
+        after = {name: self._evaluate(backbone, facts, wording, memory) for name, facts, wording in jobs}
+        texts = {
+            name: self._decode(backbone, facts, memory)
+            for name, facts, wording in jobs
+            if self.decoded and wording == "prompt" and name in ("forget", "held_out")
+        }
         for name, facts, wording in jobs:
             if name not in self._before:
                 self._before[name] = self._evaluate(self.backbone, facts, wording)
@@ -90,12 +88,12 @@ class Measuring:
             }
         return found
 
-    def _evaluate(self, backbone: tr.Backbone, facts: Sequence[Fact], wording: Any) -> Evaluation:
-        return evaluate(backbone, facts, wording=wording, samples=self.samples, decode=False)
+    def _evaluate(self, backbone: tr.Backbone, facts: Sequence[Fact], wording: Any, memory: Any = None) -> Evaluation:
+        return evaluate(backbone, facts, memory=memory, wording=wording, samples=self.samples, decode=False)
 
-    def _decode(self, backbone: tr.Backbone, facts: FactSet) -> Evaluation:
+    def _decode(self, backbone: tr.Backbone, facts: Sequence[Fact], memory: Any = None) -> Evaluation:
         return evaluate(
-            backbone, spread(facts, self.decoded), samples=1, canvas=self.canvas,
+            backbone, spread(FactSet(facts), self.decoded), memory=memory, samples=1, canvas=self.canvas,
             sampler=SamplerConfig(steps=self.steps),
         )  # fmt: skip
 

@@ -69,7 +69,7 @@ def main() -> None:
 
         def measure(form: Form = form) -> dict[str, Any]:
             memory, clock = edited(run.backbone, form, forget)
-            sets = measuring(run.backbone, memory.attached(run.backbone))
+            sets = measuring(run.backbone, memory)
             return {**clock.to_dict(), "bytes": memory.nbytes, "sets": sets}
 
         rows[name] = run.row(name, {**depends(form), "protocol": measuring.protocol()}, measure)

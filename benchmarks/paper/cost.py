@@ -112,13 +112,13 @@ def main() -> None:
                 name, {"config": config}, lambda name=name, config=config: in_own_process(name, config, args.model)
             )
     base, mb, lost = plain["peak_resident_bytes"], 2**20, lost_by(args.out)
-    fastest = min((row["wall_seconds"] for name, row in rows.items() if name in GRIDS), default=None)
+    fastest = min((row["cpu_seconds"] for name, row in rows.items() if name in GRIDS), default=None)
     table = []
     for name, row in rows.items():
         at = row.get("attached", {})
         table.append([
             name.replace("_", " "), f"{row['wall_seconds']:.2f}", f"{row['cpu_seconds']:.2f}",
-            None if fastest is None or name in GRIDS else f"{fastest / row['wall_seconds']:.1f}x",
+            None if fastest is None or name in GRIDS else f"{fastest / row['cpu_seconds']:.1f}x",
             lost.get(name.replace("_", " ")),
             row["backward_passes"], f"{(row['peak_resident_bytes'] - base) / mb:+.1f}",
             f"{(at['peak_resident_bytes'] - base) / mb:+.1f}" if at else None,

@@ -11,12 +11,15 @@ answer further below what was never known is no gain. Losses below a thousandth 
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Any
 
 from benchmarks.baselines.run import OUT
 from benchmarks.baselines.training import Criterion
 from benchmarks.measure import Measuring, retain_delta, spread
 from timerome.coordinates import Coordinate
+from timerome.evaluation import NO_EDIT, Condition
+from timerome.evaluation.baselines import training_free
 from timerome.splits import demo_split
 
 from .common import OURS, Form, Run, depends, edited, markdown, start
@@ -42,23 +45,23 @@ def measure_ours(run: Run, measuring: Measuring) -> dict[str, dict[str, Any]]:
 
         def measure(form: Form = form) -> dict[str, Any]:
             memory, clock = edited(backbone, form, measuring.forget)
-            sets = measuring(backbone, memory.attached(backbone))
+            sets = measuring(backbone, memory)
             return {**clock.to_dict(), "steps": 0, "backward_passes": 0, "bytes": memory.nbytes, "sets": sets}
 
         found[name] = run.row(name, {**depends(form), "protocol": measuring.protocol()}, measure)
     coordinate = Coordinate(3)
-    free = None
-    for name in ("no_edit", "random_site", "prompt_memory", "logit_bias", "activation_steering"):
+
+    @cache
+    def free() -> dict[str, Condition]:
+        made = training_free(backbone, measuring.forget, coordinate, spare=split.protect)
+        return {condition.name: condition for condition in [NO_EDIT, *made]}
+
+    for name in ("no edit", "random site", "prompt memory", "logit bias", "activation steering"):
 
         def free_row(name: str = name) -> dict[str, Any]:
-            nonlocal free
-            from timerome.evaluation.baselines import training_free
+            return {"steps": 0, "backward_passes": 0, "sets": measuring(backbone, free()[name])}
 
-            free = free or training_free(backbone, measuring.forget, coordinate, spare=split.protect)
-            return {"steps": 0, "backward_passes": 0, "sets": measuring(backbone, free[name].attached(backbone))}
-
-        label = name.replace("_", " ")
-        found[label] = run.row(label, {"coordinate": str(coordinate), "protocol": measuring.protocol()}, free_row)
+        found[name] = run.row(name, {"coordinate": str(coordinate), "protocol": measuring.protocol()}, free_row)
     return found
 
 

@@ -48,10 +48,9 @@ def main() -> None:
 
         def measure(form: Form = form) -> dict[str, Any]:
             memory, _ = edited(backbone, form, first)
-            attachment = memory.attached(backbone)
-            found: dict[str, Any] = {"sets": measuring(backbone, attachment), "rows_edited": dict(attachment.hits)}
+            found: dict[str, Any] = {"sets": measuring(backbone, memory)}
             if prompts:
-                with memory.attached(backbone):
+                with memory.attached():
                     after = decode(backbone, prompts)
                 found["rwku_text_unchanged"] = sum(a == b for a, b in zip(after, before, strict=True)) / len(prompts)
             return found

@@ -66,7 +66,7 @@ def main() -> None:
                 return {
                     **clock.to_dict(), "bytes": memory.nbytes, "n": size, "step_seconds_plain": plain,
                     "step_seconds": forward_seconds(run, memory.attached(run.backbone)),
-                    "sets": measuring(run.backbone, memory.attached(run.backbone)),
+                    "sets": measuring(run.backbone, memory),
                 }  # fmt: skip
 
             on = {**depends(form), "protocol": measuring.protocol()}

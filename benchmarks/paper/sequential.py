@@ -12,6 +12,7 @@ import statistics as stats
 from dataclasses import asdict
 from typing import Any
 
+import timerome as tr
 from benchmarks.baselines.training import Budget, Criterion, train
 from benchmarks.measure import Measuring, retain_delta, spread
 from timerome.facts import FactSet
@@ -25,14 +26,14 @@ ASCENT = {"lr": 3e-4}
 A_FACT = Budget(steps=20, forget_rows=4, check_every=5, patience=1)
 
 
-def measured(run: Run, facts: FactSet, count: int, backbone: Any, attached: Any) -> dict[str, Any]:
+def measured(run: Run, facts: FactSet, count: int, backbone: tr.Backbone, memory: Any = None) -> dict[str, Any]:
     """Retain after ``count`` edits, and what is left of the first edits."""
     split = scaling_split(50)
     measuring = Measuring(
         run.backbone, forget=facts[: min(count, 10)], decoded=0, paraphrases=False,
         held_out={"held_out": spread(split.held_out, 24), "held_out_relations": spread(split.held_out_relations, 24)},
     )  # fmt: skip
-    sets = measuring(backbone, attached)
+    sets = measuring(backbone, memory)
     return {"retain": retain_delta(sets), "worst": sets["held_out"]["lowest"], "first": sets["forget"]["delta"]}
 
 
@@ -45,7 +46,7 @@ def ascent(run: Run, facts: FactSet, counts: tuple[int, ...]) -> dict[str, Any]:
         trained = train(model, "gradient_ascent", ASCENT, alone, kept, A_FACT, Criterion.of(model, alone, kept))
         model, seconds = trained.backbone, seconds + trained.clock.cpu
         if i in counts:
-            found[str(i)] = measured(run, facts, i, model, None) | {"cpu_seconds": seconds}
+            found[str(i)] = measured(run, facts, i, model) | {"cpu_seconds": seconds}
     return found
 
 
@@ -60,8 +61,7 @@ def main() -> None:
             rows, of = {}, grown(run.backbone, form)
             for count in counts:
                 memory, clock = of(facts[:count])
-                attached = memory.attached(run.backbone)
-                rows[str(count)] = measured(run, facts, count, run.backbone, attached) | clock.to_dict()
+                rows[str(count)] = measured(run, facts, count, run.backbone, memory) | clock.to_dict()
             return rows
 
         found[name] = run.row(name, {**depends(form), "counts": counts}, measure)

@@ -57,7 +57,7 @@ def measure(backbone: tr.Backbone, name: str, facts: FactSet) -> dict[str, Any]:
     measuring = Measuring(backbone, forget=forget, held_out={"held_out": held}, decoded=0, paraphrases=False)
     layer = backbone.n_layers - 1 if form.at is None else form.at
     return {
-        **clock.to_dict(), "layer": layer, "n": len(forget), "sets": measuring(backbone, memory.attached(backbone)),
+        **clock.to_dict(), "layer": layer, "n": len(forget), "sets": measuring(backbone, memory),
     }  # fmt: skip
 
 

@@ -65,7 +65,7 @@ def traced(backbone: tr.Backbone, facts: FactSet) -> dict[str, Any]:
 def edited(backbone: tr.Backbone, form: Form, facts: FactSet, site: tr.Site, measuring: Measuring) -> dict[str, Any]:
     """What a memory built at one site does, fact by fact."""
     memory, _ = built(backbone, replace(form, at=site), facts)
-    sets = measuring(backbone, memory.attached(backbone))
+    sets = measuring(backbone, memory)
     found: dict[str, Any] = {
         "fall": [-x for x in sets["forget"]["deltas"]],
         "held_out_fall": [-x for x in sets["held_out"]["deltas"]],

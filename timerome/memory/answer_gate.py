@@ -24,7 +24,7 @@ from .naming import How
 
 ROOM = 4  # places of the canvas, beyond the answers, on which a question is read
 LONG = 12  # tokens of an answer that is nobody else's: it is watched for in texts that name nobody, too
-LIKELY, NEVER = -0.3, -8.0  # log-probabilities of end-of-text between which it is asked what follows the answer
+LIKELY, NEVER = -2.0, -8.0  # log-probabilities of end-of-text between which it is asked what follows the answer
 UNLIKELY = -4.0  # nats a token below which an answer is not about to be said, even if nothing is likelier
 GIVEN = 3  # nats: an answer said by chance, about as likely as this, is no answer of the model's
 
@@ -51,7 +51,7 @@ class Verdict(NamedTuple):
         score: S, nats a token, at the best place.
         threshold: it is to exceed.
         start: position of the row at which the answer would begin.
-        length: its tokens.
+        length: tokens of the answer, or of it and itself again where it is said twice in a row.
         way: which way of spelling it, 0 after a blank, 1 at the start of a line.
         said: whether the gate is open: the score exceeds the threshold, or the answer is what greedy decoding takes.
         again: further positions at which it would begin, if it is said more than once.
@@ -67,6 +67,13 @@ class Verdict(NamedTuple):
     way: int
     said: bool = False
     again: tuple[int, ...] = ()
+
+    @property
+    def places(self) -> tuple[Verdict, ...]:
+        """The verdict, once for each place at which the answer would be said."""
+        assert self.watch is not None
+        once = len(self.watch.tokens[self.way])
+        return (self, *(self._replace(start=place, length=once, again=()) for place in self.again))
 
     @property
     def over(self) -> float:
@@ -213,8 +220,11 @@ def verdict(
             said = bool(open_.any())
             # The first of several places, and those after it that it leaves room for: an answer may be said twice.
             places = _apart(open_.nonzero().flatten().tolist(), len(answer)) or [int(scores.argmax())]
-            score = float(scores[places[0]])
-            found = Verdict(index, how, watch, score, threshold, places[0], len(answer), way, said, tuple(places[1:]))
+            first, score = places[0], float(scores[places[0]])
+            # Said twice in a row it is one answer: what replaces it is said once.
+            times = next((n for n in range(1, len(places)) if places[n] != first + n * len(answer)), len(places))
+            size, again = times * len(answer), tuple(places[times:])
+            found = Verdict(index, how, watch, score, threshold, first, size, way, said, again)
             if best.watch is None or (found.said, found.over) > (best.said, best.over):
                 best = found
     return best
@@ -266,7 +276,8 @@ def act(found: Verdict, edit: Edit, row: Row, eos_id: int | None, follows: Follo
     if ends is None:
         assert found.watch is not None
         told = row.ids.clone()
-        told[found.start : after] = torch.tensor(found.watch.tokens[found.way])
+        answer = torch.tensor(found.watch.tokens[found.way])
+        told[found.start : after] = answer.repeat(found.length // len(answer))
         ends = follows(told, after)
     way = found.way if isinstance(edit.change, Placed) and found.way < len(edit.change.tokens) else 0
     return Act(edit.id, start, after - start, way, ends)

@@ -157,7 +157,7 @@ class Compiled:
         for v in self.verdicts(row, candidates):
             if not v.said:
                 break
-            for one in (v, *(v._replace(start=place) for place in v.again)):
+            for one in v.places:
                 if not any(self._covers(a, one) for a in found):
                     found.append(act(one, self.edits[v.edit], row, eos, follows))
         return found

@@ -321,12 +321,12 @@ def evaluate(
         >>> import timerome as tr
         >>> from timerome.evaluation import evaluate
         >>> backbone = tr.load("testbed")
-        >>> fact = tr.Fact(id="kenya", prompt="The capital city of Kenya is", subject="Kenya", object="Nairobi")
+        >>> facts = tr.datasets.bundled("relations")[:2]
         >>> memory = tr.EditMemory(backbone)
-        >>> _ = memory.replace(fact, "Lagos")
-        >>> found = evaluate(backbone, [fact], memory=memory, samples=2, canvas=8)
-        >>> found.mean("exact_new"), found.mean("says_old"), found.edits
-        (1.0, 0.0, {'kenya': True})
+        >>> edit = memory.replace(facts[0], "Lagos")
+        >>> found = evaluate(backbone, facts, memory=memory, samples=2, canvas=16)
+        >>> found.per_fact("exact_new"), found.edits == {edit.id: True}
+        ({'country_capital_city-0': 1.0}, True)
     """
     how = changed(protocol, **changes)
     if changes.get("sampler") is None:

@@ -22,7 +22,7 @@ class Candidate:
         how: how the prompt names it.
         by: the words that do.
         watched: the answer that is likeliest, against its threshold.
-        score: S, the answer's log-probability in nats a token, where it is likeliest.
+        score: S, the answer's log-probability in nats a token, where it is likeliest; None where it does not fit.
         threshold: the score is to exceed it.
         place: of the canvas at which the answer would begin, from 0.
         places: S at each place of the canvas; None where the answer does not fit.
@@ -34,7 +34,7 @@ class Candidate:
     how: str
     by: str
     watched: str
-    score: float
+    score: float | None
     threshold: float
     place: int
     places: tuple[float | None, ...]
@@ -68,9 +68,12 @@ class Explanation:
     def rows(self) -> list[tuple[str, ...]]:
         """Return the table: edit, named by, watched answer, score, threshold, why."""
         return [
-            (c.id, f"{c.how}: {c.by}" if c.by else c.how, c.watched, f"{c.score:.2f}", f"{c.threshold:.2f}", c.why)
+            (
+                c.id, f"{c.how}: {c.by}" if c.by else c.how, c.watched, "" if c.score is None else f"{c.score:.2f}",
+                f"{c.threshold:.2f}", c.why,
+            )
             for c in self.candidates
-        ]
+        ]  # fmt: skip
 
     def __str__(self) -> str:
         if not self.candidates:
@@ -115,4 +118,5 @@ def _candidate(compiled: Compiled, named: Named, v: Verdict, row: Row, first: in
         why = "the model is not about to say it"
     places = tuple(None if s == float("-inf") else s for s in scores)
     text = "" if v.watch is None else v.watch.text
-    return Candidate(edit.id, v.how, named.by, text, v.score, v.threshold, v.start - first, places, acts, why)
+    score = None if v.score == float("-inf") else v.score
+    return Candidate(edit.id, v.how, named.by, text, score, v.threshold, v.start - first, places, acts, why)

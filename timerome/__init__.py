@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from .lightning import EditCallback as EditCallback
     from .lightning import EditModule as EditModule
     from .lightning import TraceCallback as TraceCallback
-    from .memory import BankConfig as BankConfig
     from .memory import REFUSAL as REFUSAL
+    from .memory import BankConfig as BankConfig
     from .memory import ByPlace as ByPlace
     from .memory import EditMemory as EditMemory
     from .memory import Ridge as Ridge

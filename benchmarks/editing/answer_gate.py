@@ -84,8 +84,10 @@ def on_canvases(model: tr.Backbone, facts: tr.FactSet) -> dict[str, Any]:
         before = said(model, [p for _, p in fits], canvas)
         known = [(f, p) for (f, p), t in zip(fits, before, strict=True) if plain(t) == plain(f.object)]
         after = said(model, [p for _, p in known], canvas, memory)
-        wrong = [[p, f.new_object, t] for (f, p), t in zip(known, after, strict=True) if plain(t) != plain(f.new_object or "")]
-        found[str(canvas)] = rate(len(known) - len(wrong), len(known), "exact") | {"asked": len(fits), "wrong": wrong[:8]}
+        pairs = zip(known, after, strict=True)
+        wrong = [[p, f.new_object, t] for (f, p), t in pairs if plain(t) != plain(f.new_object or "")]
+        right = rate(len(known) - len(wrong), len(known), "exact")
+        found[str(canvas)] = right | {"asked": len(fits), "wrong": wrong[:8]}
     return found
 
 

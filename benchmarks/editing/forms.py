@@ -1,4 +1,4 @@
-"""Ways in which an edited fact may be asked for by somebody who wants the old answer back, or does not know of the edit."""
+"""Ways in which an edited fact may be asked for: by who wants the old answer back, or knows nothing of the edit."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Many threads with one memory, attached and detached beside them: bit for bit what each gives alone; writes JSON.
 
-    python -m benchmarks.editing.threads [--calls 10000] [--workers 8]
+python -m benchmarks.editing.threads [--calls 10000] [--workers 8]
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .common import start
 
 
 def measure(model: tr.Backbone, calls: int, workers: int) -> dict[str, Any]:
-    """Ask 24 questions, edited ones and others, in turns: by ``generate`` and by forwards of a loop nobody announces."""
+    """Ask 24 questions, edited ones and others: by ``generate``, and by forwards of a loop nobody announces."""
     facts = editing_split().relations[:12]
     others = editing_split().held_out_relations[:12]
     memory = tr.EditMemory(model)

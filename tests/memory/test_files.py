@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import timerome as tr
-from tests.callbacks.loops import gated_memory, masked_rows, shared_memory
-from tests.tiny import tiny_dream, tiny_facts, tiny_llada
+from tests.lightning.loops import gated_memory, masked_rows, shared_memory
+from tests.tiny import decoded_facts, tiny_dream, tiny_facts, tiny_llada
 from timerome.memory import EditFileError, MemoryMismatchError
-from timerome.memory.files import FORMAT
+from timerome.memory.edit_file import FORMAT, _digest_of
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+KINDS = ["paper", "placed", "keyed", "everything"]
 
 
 @pytest.fixture(scope="module", params=[tiny_llada, tiny_dream])
@@ -23,66 +27,127 @@ def backbone(request: pytest.FixtureRequest) -> tr.Backbone:
     return request.param()
 
 
-@pytest.fixture(scope="module", params=["shared", "gated", "projected", "everything"])
+@pytest.fixture(scope="module", params=KINDS)
 def memory(request: pytest.FixtureRequest, backbone: tr.Backbone) -> tr.EditMemory:
-    if request.param == "shared":
+    if request.param == "paper":
         return shared_memory(backbone, slice(0, 3))
-    if request.param == "gated":
+    if request.param == "placed":
         return gated_memory(backbone, slice(0, 2))
-    if request.param == "projected":
-        protect = tr.FactSet(tiny_facts(8)[5:])
-        return tr.EditMemory.build(
-            backbone, tiny_facts(2), coordinate=tr.Coordinate(1), protect=protect, null_space=0.9
-        )
-    facts = [fact.with_new_object("old north king") for fact in tiny_facts(2)]
-    return tr.EditMemory.build(
-        backbone, facts, coordinate=tr.Coordinate(2, step=1), alpha=1.5, ridge=0.02, sparsity=0.25, rank=40, beta=0.5,
-        protect=tr.FactSet(tiny_facts(4)[3:]), gate=tr.Gate(tr.FactSet(tiny_facts(8)[4:]), token=True, layer=1),
-        estimator="lens", margin=5.0, bank=tr.BankConfig(canvases=(None, 6), reveal=(0.0, 0.5), seed=3),
-    )  # fmt: skip
+    memory, facts = tr.EditMemory(backbone), decoded_facts(backbone, 4)
+    protect = tr.FactSet(tiny_facts(8)[6:])
+    method = tr.Ridge(ridge=0.02, sparsity=0.25, alpha=1.5, protect=protect, beta=0.5, states=tr.BankConfig((None,)))
+    memory.forget(facts[:2], answer=None, method=method, at=[0, tr.Coordinate(1, "mlp", 1, "subject_last")])
+    if request.param == "everything":
+        memory.replace(replace(facts[2], relation="capital", group="g", aliases=("per\u00fa",)), "old north king")
+        memory.replace(replace(facts[2], id="again", relation="capital"), "born", threshold=-9.5)
+        memory.replace(facts[3], "kex")
+        memory.teach(tr.Fact(id="new", prompt="the river of oman is", subject="oman", object="old river"))
+        memory.undo("tiny-0", "tiny-3")
+    return memory
 
 
 @pytest.fixture
 def path(memory: tr.EditMemory, tmp_path: Path) -> Path:
-    path = tmp_path / "edit.safetensors"
-    memory.save(path)
-    return path
+    memory.save(tmp_path / "edit.safetensors")
+    return tmp_path / "edit.safetensors"
 
 
-def test_round_trip_gives_bit_identical_logits(backbone: tr.Backbone, memory: tr.EditMemory, path: Path) -> None:
-    rows = masked_rows(backbone, 8)
+def logits(memory: tr.EditMemory, backbone: tr.Backbone) -> torch.Tensor:
+    with memory.attached(backbone), torch.no_grad():
+        return backbone.model(masked_rows(backbone, 8)).logits
+
+
+# What comes back -------------------------------------------------------------------------------------------------
+
+
+def test_round_trip_is_the_same_memory(backbone: tr.Backbone, memory: tr.EditMemory, path: Path) -> None:
     torch.manual_seed(11)  # not part of it
     again = tr.EditMemory.load(path, backbone)
-    with memory.attached(backbone) as one:
-        wanted = backbone.logits(rows)
-    with again.attached(backbone) as two:
-        assert torch.equal(backbone.logits(rows), wanted)
-    assert one.hits == two.hits != {}
-    assert not torch.equal(backbone.logits(rows), wanted)
-    assert again.settings == memory.settings
+    assert torch.equal(logits(again, backbone), logits(memory, backbone))
+    assert again.digest() == memory.digest()
     assert again.facts == memory.facts
     assert repr(again) == repr(memory)
     assert again.nbytes == memory.nbytes
+    assert not memory.diff(again)
+    assert again.state.gone == memory.state.gone
+    assert [replace(e, change=None, gate=None) for e in again.state.history] == [
+        replace(e, change=None, gate=None) for e in memory.state.history
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_in_each_dtype_it_comes_back_as_it_was_rounded(
+    backbone: tr.Backbone, memory: tr.EditMemory, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    path, twice = tmp_path / "edit.safetensors", tmp_path / "twice.safetensors"
+    memory.save(path, dtype=dtype)
+    assert {t.dtype for t in load_file(path).values()} == {dtype}
+    again = tr.EditMemory.load(path, backbone)
+    again.save(twice, dtype=dtype)
+    assert path.read_bytes() == twice.read_bytes()
+    assert tr.EditMemory.load(twice).digest() == again.digest()
+    rough = {torch.float32: 0.0, torch.bfloat16: 0.3, torch.float16: 0.05}[dtype]
+    assert (logits(again, backbone) - logits(memory, backbone)).abs().max() <= rough
+
+
+def test_only_dtypes_that_hold_it(memory: tr.EditMemory, tmp_path: Path) -> None:
+    for dtype in (torch.float64, torch.int8):
+        with pytest.raises(EditFileError, match="expected float32, bfloat16 or float16"):
+            memory.save(tmp_path / "edit.safetensors", dtype=dtype)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_memory_and_what_was_undone(backbone: tr.Backbone, tmp_path: Path) -> None:
+    memory = gated_memory(backbone)
+    memory.undo("tiny-0")
+    memory.save(tmp_path / "edit.safetensors")
+    again = tr.EditMemory.load(tmp_path / "edit.safetensors", backbone)
+    assert (len(again), again.state.gone) == (0, ("tiny-0",))
+    assert again.replace(decoded_facts(backbone, 1)[0], "kex").id == "tiny-0.2"
+
+
+def test_the_digest_is_of_everything(memory: tr.EditMemory) -> None:
+    """Whatever is changed changes it, each tensor by one number too."""
+    state = memory.state
+    edit = state.history[0]
+    others = [
+        replace(state, fingerprint="x"), replace(state, tokenizer="x"), replace(state, gone=(*state.gone, "x")),
+        replace(state, history=state.history[1:]), replace(state, history=(*state.history[1:], edit)),
+        *(replace(state, history=(replace(edit, **change), *state.history[1:])) for change in (
+            {"id": "x"}, {"says": "x"}, {"operation": "teach"}, {"supersedes": ("x",)},
+            {"fact": replace(edit.fact, object="x")},
+        )),
+    ]  # fmt: skip
+    if edit.gate is not None:
+        more = ({"threshold": -3.3}, {"names": ("x",)}, {"wordings": ("x",)}, {"spellings": ((7,),)}, {"alone": True})
+        others += [
+            replace(state, history=(replace(edit, gate=replace(edit.gate, **m)), *state.history[1:])) for m in more
+        ]
+    found = [tr.EditMemory.of_state(other).digest() for other in (state, *others)]
+    assert len(set(found)) == len(found)
 
 
 def test_loads_without_a_backbone_and_is_checked_later(memory: tr.EditMemory, path: Path) -> None:
-    again = tr.EditMemory.load(str(path))
-    other = tiny_llada(seed=5)
+    again, other = tr.EditMemory.load(str(path)), tiny_llada(seed=5)
     with pytest.raises(MemoryMismatchError, match=f"{memory.fingerprint}.*{other.fingerprint()}"):
         again.attached(other)
     with pytest.raises(MemoryMismatchError, match=f"{memory.fingerprint}.*{other.fingerprint()}"):
         tr.EditMemory.load(path, other)
+    with pytest.raises(MemoryMismatchError, match="Nothing was changed"):
+        gated_memory(other).merge(again)
 
 
-def test_saving_twice_gives_the_same_bytes(backbone: tr.Backbone, path: Path, tmp_path: Path) -> None:
-    tr.EditMemory.load(path, backbone).save(tmp_path / "again.safetensors")
+def test_a_file_that_lies_about_its_model(backbone: tr.Backbone, tmp_path: Path) -> None:
+    """Deeper or wider than the model whose fingerprint it has."""
+    for other in (tiny_llada(layers=5), tiny_llada(d=16)):
+        memory = gated_memory(other)
+        lying = replace(memory.state, fingerprint=backbone.fingerprint(), tokenizer=backbone.tokenizer_digest())
+        tr.EditMemory.of_state(lying).save(tmp_path / "edit.safetensors")
+        with pytest.raises(MemoryMismatchError, match="reaches layer"):
+            tr.EditMemory.load(tmp_path / "edit.safetensors", backbone)
 
-    def contents(file: Path) -> tuple[dict, dict[str, bytes]]:
-        with safe_open(file, framework="pt") as opened:
-            about = json.loads(opened.metadata()["manifest"])
-        return about, {name: tensor.numpy().tobytes() for name, tensor in load_file(file).items()}
 
-    assert contents(path) == contents(tmp_path / "again.safetensors")
+# What is broken --------------------------------------------------------------------------------------------------
 
 
 def test_any_cut_is_noticed(path: Path, backbone: tr.Backbone) -> None:
@@ -95,9 +160,26 @@ def test_any_cut_is_noticed(path: Path, backbone: tr.Backbone) -> None:
     tr.EditMemory.load(path, backbone)
 
 
+def test_every_flipped_bit_of_the_tensors_is_noticed(backbone: tr.Backbone, tmp_path: Path) -> None:
+    path = tmp_path / "edit.safetensors"
+    gated_memory(backbone, answer="kex").save(path, dtype=torch.bfloat16)
+    whole = bytearray(path.read_bytes())
+    start = 8 + int.from_bytes(whole[:8], "little")
+    assert len(whole) - start == 2 * 2 * 32  # one token and end-of-text
+    for at in range(start, len(whole)):
+        for bit in range(8):
+            whole[at] ^= 1 << bit
+            path.write_bytes(whole)
+            with pytest.raises(EditFileError):
+                tr.EditMemory.load(path)
+            whole[at] ^= 1 << bit
+    path.write_bytes(whole)
+    tr.EditMemory.load(path, backbone)
+
+
 def test_foreign_files(tmp_path: Path, backbone: tr.Backbone) -> None:
     save_file({"weight": torch.ones(2)}, tmp_path / "model.safetensors")
-    with pytest.raises(EditFileError, match=r"expected a file of format 'timerome-edit-.*has None"):
+    with pytest.raises(EditFileError, match=r"expected a file of format 'timerome-edit-.*has 'None"):
         tr.EditMemory.load(tmp_path / "model.safetensors", backbone)
     (tmp_path / "notes.txt").write_text("not a safetensors file, but long enough to look at")
     with pytest.raises(EditFileError, match="damaged or no safetensors"):
@@ -108,41 +190,61 @@ def test_foreign_files(tmp_path: Path, backbone: tr.Backbone) -> None:
         tr.EditMemory.load(tmp_path)  # a folder
 
 
-def rewrite(path: Path, tensors: dict[str, torch.Tensor] | None = None, **changes: object) -> None:
+def rewritten(path: Path, change: object, tensors: dict[str, torch.Tensor] | None = None) -> None:
+    """Change a file's manifest, and its tensors with their digest: by somebody who knows how."""
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-    manifest = json.loads(metadata["manifest"])
-    manifest.update(changes)
-    manifest = {k: v for k, v in manifest.items() if v != "gone"}
-    save_file({**load_file(path), **(tensors or {})}, path, {**metadata, "manifest": json.dumps(manifest)})
+        manifest = json.loads(file.metadata()["manifest"])
+    found = {**load_file(path), **(tensors or {})}
+    change(manifest)  # type: ignore[operator]
+    manifest["tensors"] = _digest_of(found)
+    save_file(found, path, {"format": FORMAT, "manifest": json.dumps(manifest)})
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{"edits": []}, {"settings": "gone"}, {"settings": []}, {"settings": [{"coordinate": {}}]}, {"more": 1}],
+    ("change", "message"),
+    [
+        (lambda m: m.update(edits=[]), "tensors that no edit has"),
+        (lambda m: m.update(more=1), "an object with the fields"),
+        (lambda m: m.pop("gone"), "an object with the fields"),
+        (lambda m: m.update(gone=[m["edits"][0]["id"]]), "not distinct"),
+        (lambda m: m.update(fingerprint=None), "fingerprint: expected str, got None"),
+        (lambda m: m["edits"][0].update(id=""), "ids are empty"),
+        (lambda m: m["edits"][0].update(operation="insert"), "operations other than"),
+        (lambda m: m["edits"][0].update(supersedes=["nobody"]), "supersedes one that was not before it"),
+        (lambda m: m["edits"][0].update(placed=None, keyed=None), "adds nothing, or two things"),
+        (lambda m: m["edits"][0]["fact"].update(prompt=""), "manifest"),
+        (lambda m: m["edits"][0]["fact"].update(nobody=""), "manifest"),
+        (lambda m: m["edits"].append({**m["edits"][-1], "id": "twin", "supersedes": []}), "about one subject and rel"),
+    ],
 )
-def test_manifests_that_lie(path: Path, changes: dict[str, object]) -> None:
-    rewrite(path, **changes)
-    with pytest.raises(EditFileError, match="does not hold what"):
+def test_manifests_that_lie(path: Path, change: object, message: str) -> None:
+    rewritten(path, change)
+    with pytest.raises(EditFileError, match=message):
         tr.EditMemory.load(path)
 
 
-def test_manifests_that_are_no_json(path: Path) -> None:
-    save_file(load_file(path), path, {"format": FORMAT, "manifest": "{"})
-    with pytest.raises(EditFileError, match="unreadable"):
+@pytest.mark.parametrize("text", ["{", "", "null", '{"version": "1", "version": "2"}', "[" * 100_000])
+def test_manifests_that_are_no_json(path: Path, text: str) -> None:
+    save_file(load_file(path), path, {"format": FORMAT, "manifest": text})
+    with pytest.raises(EditFileError, match="edit file must"):
         tr.EditMemory.load(path)
 
 
-def test_values_that_are_not_finite_are_refused(path: Path, backbone: tr.Backbone) -> None:
-    keys = load_file(path)["keys"]
-    keys[0, 0] = torch.nan
-    rewrite(path, {"keys": keys})
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_values_that_are_not_finite_are_refused(path: Path, value: float) -> None:
+    tensors = load_file(path)
+    name = sorted(tensors)[0]
+    tensors[name].view(-1)[-1] = value
+    rewritten(path, lambda m: None, tensors)
     with pytest.raises(EditFileError, match="finite"):
-        tr.EditMemory.load(path, backbone)
+        tr.EditMemory.load(path)
+
+
+# Whole or not at all ---------------------------------------------------------------------------------------------
 
 
 def test_a_failing_move_leaves_nothing_half_written(
-    memory: tr.EditMemory, backbone: tr.Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    memory: tr.EditMemory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError("disk full")
@@ -165,7 +267,7 @@ def test_a_failing_write_leaves_nothing_half_written(
         Path(name).write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("timerome.memory.files.save_file", interrupted)
+    monkeypatch.setattr("safetensors.torch.save_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         memory.save(tmp_path / "new.safetensors")
     assert list(tmp_path.iterdir()) == []
@@ -175,3 +277,19 @@ def test_files_can_be_read_by_others_and_folders_are_made(memory: tr.EditMemory,
     path = tmp_path / "a" / "b" / "edit.safetensors"
     memory.save(path)
     assert path.stat().st_mode & 0o044 == 0o044  # temporary files are made for their owner alone
+
+
+def test_a_file_is_as_large_as_its_tensors(backbone: tr.Backbone, tmp_path: Path) -> None:
+    """What edits share, as protected keys, is there once; manifests are a kilobyte or two an edit."""
+    protect = tr.FactSet(tiny_facts(8)[2:])
+    memory = tr.EditMemory(backbone)
+    for n in (1, 4):
+        method = tr.Ridge(rank=2, protect=protect, states=tr.BankConfig((None,)))
+        memory.forget(decoded_facts(backbone, n), answer=None, method=method, at=1)
+    memory.save(tmp_path / "edit.safetensors")
+    tensors = load_file(tmp_path / "edit.safetensors")
+    rows = [len(t) for t in tensors.values() if t.dim() == 2]
+    assert sum(n > 2 for n in rows) == 2  # one frame for each of the two calls
+    placed = gated_memory(backbone)
+    placed.save(tmp_path / "placed.safetensors", dtype=torch.bfloat16)
+    assert (tmp_path / "placed.safetensors").stat().st_size < 4 * 32 * 2 + 2500

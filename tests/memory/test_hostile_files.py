@@ -18,13 +18,13 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tests.callbacks.loops import gated_memory, masked_rows, shared_memory
+from timerome.memory.files import FORMAT, read_manifest
 
 import timerome as tr
-from tests.callbacks.loops import gated_memory, masked_rows, shared_memory
 from tests.tiny import tiny_facts, tiny_llada
 from timerome.cli import main
 from timerome.memory import EditFileError, MemoryMismatchError
-from timerome.memory.files import FORMAT, read_manifest
 
 BACKBONE = tiny_llada(layers=2)
 ROWS = masked_rows(BACKBONE, 8)

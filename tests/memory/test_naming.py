@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from timerome.memory.naming import FUNCTION, _SHARED, Name, NameIndex, near, plain
+from timerome.memory.naming import _SHARED, FUNCTION, Name, NameIndex, near, plain
 
 
 def found(text: str, *names: str, wordings: Sequence[str] = ()) -> str | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def answer_scores(log_p: Tensor, at: Tensor, ids: Tensor, answer: Tensor) -> Tensor:
-    r"""Score of an answer at each place where it may begin, in nats a token:
+    r"""Score an answer at each place where it may begin, in nats a token.
 
         S_j = mean over the masked i of  log p(o_i at position j + i)
 

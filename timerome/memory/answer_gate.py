@@ -25,6 +25,7 @@ from .naming import How
 ROOM = 4  # places of the canvas, beyond the answers, on which a question is read
 LONG = 12  # tokens of an answer that is nobody else's: it is watched for in texts that name nobody, too
 LIKELY, NEVER = -2.0, -8.0  # log-probabilities of end-of-text between which it is asked what follows the answer
+CRAMPED = 2  # places left in a row that hold nothing but what is left of an answer
 UNLIKELY = -4.0  # nats a token below which an answer is not about to be said, even if nothing is likelier
 GIVEN = 3  # nats: an answer said by chance, about as likely as this, is no answer of the model's
 
@@ -104,7 +105,7 @@ class Row:
         return top.index_copy(0, self.at, self.log_p.argmax(-1))
 
     def greedy(self, answer: Tensor) -> Tensor:
-        """Whether an answer ``(n,)`` beginning at each position is the likeliest token at all of its, boolean ``(P,)``."""
+        """Whether an answer ``(n,)`` is the likeliest at all its places, for each it may begin at, ``(P,)``."""
         found = torch.zeros(len(self._top), dtype=torch.bool, device=self._top.device)
         if len(answer) <= len(found):
             windows = self._top.unfold(0, len(answer), 1)
@@ -112,11 +113,11 @@ class Row:
         return found
 
     def ends_at(self, position: int, eos_id: int | None) -> bool | None:
-        """Whether the text ends at a position: the row does, or end-of-text stands or is about to stand there.
+        """Whether the text ends at a position: the row nearly does, or end-of-text stands or is about to stand there.
 
         None where the state does not say: what follows an answer depends on the answer, which does not stand there yet.
         """
-        if position >= len(self.ids):
+        if position + CRAMPED >= len(self.ids):
             return True
         if eos_id is None:
             return False
@@ -195,9 +196,7 @@ def log_probabilities(backbone: Backbone, hidden: Tensor, rows: int = 512) -> Te
         return torch.cat([backbone.predictions(part).log() for part in hidden.split(rows)])
 
 
-def verdict(
-    index: int, edit: Edit, how: How, row: Row, tokens: Sequence[tuple[Watch, Sequence[Tensor]]]
-) -> Verdict:
+def verdict(index: int, edit: Edit, how: How, row: Row, tokens: Sequence[tuple[Watch, Sequence[Tensor]]]) -> Verdict:
     """Return what an edit's gate says of a row: the likeliest of its answers, at the likeliest place.
 
     Args:

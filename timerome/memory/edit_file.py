@@ -168,7 +168,8 @@ def read_file(path: Path, form: str, manifest: Form) -> tuple[dict[str, Any], di
         metadata = _metadata(content)
         if metadata.get("format") != form:
             raise EditFileError(
-                f"EditMemory.load: expected a file of format {form!r}, {path} has {shown(metadata.get('format'), 80)!r}; "
+                f"EditMemory.load: expected a file of format {form!r}, {path} has "
+                f"{shown(metadata.get('format'), 80)!r}; "
                 "make the memory again with this version."
             )
         tensors = safetensors.torch.load(content)
@@ -211,26 +212,17 @@ def _state(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> MemoryState:
         _require(set(edit["supersedes"]) <= earlier, "an edit supersedes one that was not before it")
         _require(edit["operation"] in OPERATIONS, f"operations other than {OPERATIONS}")
         _require((edit["placed"] is None) != (edit["keyed"] is None), "an edit that adds nothing, or two things")
-    for name, tensor in tensors.items():
-        fits = tensor.dtype in SMALL and tensor.dim() in (1, 2) and tensor.numel() > 0
-        _require(fits and bool(torch.isfinite(tensor).all()), f"tensor {name} is empty, not finite or no float")
-    used: set[str] = set()
+    for name, found in tensors.items():
+        fits = found.dtype in SMALL and found.dim() in (1, 2) and found.numel() > 0
+        _require(fits and bool(torch.isfinite(found).all()), f"tensor {name} is empty, not finite or no float")
+    known: dict[str, Tensor] = {}
 
     def tensor(number: int | None) -> Any:
-        if number is None:
-            return None
-        used.add(str(number))
-        return tensors[str(number)].float()
+        """A tensor by its number, the same object for all edits that share it."""
+        return None if number is None else known.setdefault(str(number), tensors[str(number)].float())
 
-    known: dict[int, Tensor] = {}
-
-    def shared(number: int | None) -> Any:
-        if number is not None and number not in known:
-            known[number] = tensor(number)
-        return None if number is None else known[number]
-
-    history = tuple(_edit_read(edit, shared) for edit in edits)
-    _require(used == tensors.keys(), "tensors that no edit has")
+    history = tuple(_edit_read(edit, tensor) for edit in edits)
+    _require(known.keys() == tensors.keys(), "tensors that no edit has")
     together = [edit.change for edit in history if isinstance(edit.change, Keyed) and edit.change.together]
     rows = sum(len(part.keys) for change in together for part in change.parts[:1])
     _require(rows <= MAX_KEYS, f"a system of more than {MAX_KEYS} keys")

@@ -12,6 +12,8 @@ from .methods import Asked
 from .naming import Named
 from .runtime.compiled import Compiled
 
+_HEAD = ("edit", "named", "watched for", "score", "threshold", "")
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -78,14 +80,15 @@ class Explanation:
     def __str__(self) -> str:
         if not self.candidates:
             return f"{self.prompt!r} names none of the {self.edits} edits in force; none acts."
-        head = ("edit", "named", "watched for", "score", "threshold", "")
-        table = [head, *self.rows()]
-        widths = [max(len(row[i]) for row in table) for i in range(len(head))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+        table = [_HEAD, *self.rows()]
+        widths = [max(len(row[i]) for row in table) for i in range(len(_HEAD))]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
+        ]
         return "\n".join([f"{self.prompt!r}: {len(self.acting)} of {self.edits} edits act", *lines])
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{name}</th>" for name in ("edit", "named", "watched for", "score", "threshold", ""))
+        head = "".join(f"<th>{name}</th>" for name in _HEAD)
         body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in self.rows())
         return f"<p>{escape(self.prompt)}</p><table><tr>{head}</tr>{body}</table>"
 

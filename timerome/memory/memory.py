@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
@@ -18,7 +18,7 @@ from ..errors import MemoryMismatchError, TimeromeError
 from ..facts import Fact, FactError, FactSet
 from .answer_gate import ROOM, Said, gate_of, questions
 from .edits import REFUSAL, Edit, Keyed, Operation, Placed
-from .methods import At, ByPlace, Method, Ridge, ask, spelt
+from .methods import At, ByPlace, Method, Ridge, ask
 from .relation import relation_head
 from .runtime.attachment import Attachment, Runtime, unedited
 from .runtime.compiled import Compiled
@@ -56,7 +56,7 @@ class EditMemory:
         >>> memory = tr.EditMemory(model)
         >>> edit = memory.replace(fact, "Lagos")
         >>> with memory.attached():
-        ...     tr.generate(model, "what is the capital of kenya? it is the city of", canvas=4)
+        ...     tr.generate(model, "What is the capital of Kenya? It is the city of", canvas=16)
         'Lagos'
         >>> memory.undo(edit)
         >>> len(memory)
@@ -530,7 +530,8 @@ class EditMemory:
             f"<td>{escape(e.says or '(unasked)')}</td></tr>"
             for e in self.edits[:50]
         )
-        return f"<p>{len(self)} edits in force</p><table><tr><th>edit</th><th>prompt</th><th>old</th><th>new</th></tr>{rows}</table>"
+        head = "".join(f"<th>{name}</th>" for name in ("edit", "prompt", "old", "new"))
+        return f"<p>{len(self)} edits in force</p><table><tr>{head}</tr>{rows}</table>"
 
 
 @dataclass(frozen=True)

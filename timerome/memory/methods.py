@@ -87,8 +87,9 @@ class ByPlace:
             raise FactError(f"EditMemory: the answer {says!r} of fact {fact.id!r} holds the mask token; leave it out.")
         distinct = dict.fromkeys(t for tokens in told for t in tokens)
         if ends:
-            distinct.pop(backbone.eos_id, None)
-            distinct[int(backbone.eos_id or 0)] = None
+            eos = int(backbone.eos_id or 0)
+            distinct.pop(eos, None)
+            distinct[eos] = None  # the last one
         tokens = torch.tensor(list(distinct), device=backbone.device)
         hidden = asked.hidden[torch.arange(len(tokens)) % len(asked.hidden)]
         places = torch.arange(len(tokens), device=backbone.device)

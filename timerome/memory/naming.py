@@ -34,10 +34,10 @@ FUNCTION = frozenset(
 
 
 def plain(text: str) -> str:
-    """Return a text as names are compared: Unicode form, letter case, accents, blanks and punctuation levelled.
+    r"""Return a text as names are compared: Unicode form, letter case, accents, blanks and punctuation levelled.
 
     Example:
-        >>> plain("  Bogotá,\\u00a0COLOMBIA ")
+        >>> plain("  Bogotá,\u00a0COLOMBIA ")
         'bogota colombia'
     """
     return " ".join(words_of(text))
@@ -143,7 +143,8 @@ class NameIndex:
 
     def find(self, text: str) -> list[Named]:
         """Return the edits that a text names, in order; each once, by the best of its names."""
-        spelt = [(m.group(), words_of(m.group())) for m in re.finditer(r"[\w'’`]+", unicodedata.normalize("NFKC", text))]
+        pieces = re.findall(r"[\w'’`]+", unicodedata.normalize("NFKC", text))
+        spelt = [(piece, words_of(piece)) for piece in pieces]
         original = [word for word, own in spelt for _ in own]
         words = [word for _, own in spelt for word in own]
         met: dict[tuple[int, int], set[int]] = defaultdict(set)
@@ -165,8 +166,8 @@ class NameIndex:
     ) -> Named | None:
         for i in places:
             for start in {max(0, i - len(name) + 1), i}:
-                run = words[start : start + len(name)]
-                if len(run) == len(name) and all(map(near, name, run)):
+                own = words[start : start + len(name)]
+                if len(own) == len(name) and all(map(near, name, own)):
                     return Named(edit, "named", " ".join(original[start : start + len(name)]))
         if len(name) == 1:
             return None

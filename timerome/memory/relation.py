@@ -63,8 +63,8 @@ def relation_head(backbone: Backbone, fact: Fact) -> RelationHead:
     """Return the classifier of a fact's question, solved in closed form.
 
     Ridge regression on +1 and -1, both kinds of equal weight, about the mean of the two kinds' means; it fires where it
-    says more than ``SURE``: a question that is like neither is not the fact's. Questions of the bank that share a word with the fact's own, beside its subject and function
-    words, may be the same question and are left out.
+    says more than ``SURE``: a question that is like neither is not the fact's. Questions of the bank that share a word
+    with the fact's own, beside its subject and function words, may be the same question and are left out.
 
     Raises:
         FloatingPointError: activations are not finite.

@@ -149,7 +149,9 @@ class Systems:
         for i, name, change in keyed:
             if change.together:
                 for part in change.parts:
-                    together.setdefault((part.coordinate.site, part.coordinate.role), []).append((i, name, part, change))
+                    together.setdefault((part.coordinate.site, part.coordinate.role), []).append(
+                        (i, name, part, change)
+                    )
                 continue
             if name not in self._own:
                 self._own[name] = change, tuple(_solved(part, change) for part in change.parts)

@@ -124,10 +124,16 @@ def make_lens_targets(
 
 
 def check_lens(backbone: Backbone, coordinate: Coordinate) -> None:
+    """Refuse what has no lens targets: an unembedding that is not linear, or another place than the answer's.
+
+    Raises:
+        ValueError: it is so.
+    """
     if not backbone.architecture.lens:
         raise ValueError(
             f"lens targets need an unembedding that is linear after the final norm; that of {backbone.name} "
-            f"({backbone.architecture.name}) is not: use method=Ridge(targets='donor') to replace, Ridge(targets='null') to forget."
+            f"({backbone.architecture.name}) is not: use method=Ridge(targets='donor') to "
+            "replace, Ridge(targets='null') to forget."
         )
     if coordinate.role != "object" or coordinate.module != "block":
         raise ValueError(

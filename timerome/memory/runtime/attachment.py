@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ from .rows import Rows, RowTracker
 # Models that are read as they are: while edits are made or asked, no memory acts on the forwards of this call.
 _UNEDITED: ContextVar[frozenset[int]] = ContextVar("timerome_unedited", default=frozenset())
 # Which edits the rows of the coming batches may have, by runtime: said by a thread or task for itself.
-_SELECTED: ContextVar[Mapping[int, list[Allowed]]] = ContextVar("timerome_selected", default={})
+_SELECTED: ContextVar[Mapping[int, list[Allowed]]] = ContextVar("timerome_selected", default=MappingProxyType({}))  # fmt: skip  # noqa: E501
 _NUMBERS = itertools.count()
 
 
@@ -252,12 +252,12 @@ class Runtime:
                 states.append((r, rows.whole[r], masked, None))
                 running.open_.remove(r)
         found = self._read([(ids, masked) for _, ids, masked, _ in states])
-        for (r, _, _, start), row in zip(states, found, strict=True):
+        for (r, _, _, begun), row in zip(states, found, strict=True):
             acts = compiled.acts(row, running.named[r], running.acts[r], self.follows)
-            if start is not None:
-                acts = [a for a in acts if a in running.acts[r] or a.start == start]
+            if begun is not None:
+                acts = [a for a in acts if a in running.acts[r] or a.start == begun]
             self._work(running, r, acts)
-        for r, acts in enumerate(running.acts):
+        for acts in running.acts:
             for name in {a.edit for a in acts}:
                 if isinstance(compiled.edits[compiled.number[name]].change, Keyed):
                     self._count(name, rows.step, 1)
@@ -323,7 +323,9 @@ class Runtime:
         if not running.open_ and not any(running.acts):
             return h
         masked, predicts = rows.masked, rows.predicts
-        columns = {r: masked[r].nonzero().flatten() for r in range(len(masked)) if r in running.open_ or running.acts[r]}
+        columns = {
+            r: masked[r].nonzero().flatten() for r in range(len(masked)) if r in running.open_ or running.acts[r]
+        }
         asked = [r for r in running.open_ if not self._settled(running, r, predicts[columns[r]])]
         if asked:
             with torch.no_grad():
@@ -450,8 +452,10 @@ class Attachment:
         Raises:
             KeyError: no edit in force has such an id.
         """
-        one = (lambda ids: frozenset([ids]) if isinstance(ids, str) else frozenset(ids))  # noqa: E731
-        chosen: list[Allowed] | None = None if sets is None else [None if ids is None else one(ids) for ids in sets]
+        chosen: list[Allowed] | None = None
+        if sets is not None:
+            several = [[ids] if isinstance(ids, str) else ids for ids in sets]
+            chosen = [None if ids is None else frozenset(ids) for ids in several]
         known = self._runtime.compiled.number.keys()
         for i, ids in enumerate(chosen or ()):
             if ids is not None and not ids <= known:

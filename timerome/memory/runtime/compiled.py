@@ -148,9 +148,7 @@ class Compiled:
         ways = next((ways for watch, ways in self.tokens[found.edit] if watch is found.watch), ())
         return answer_scores(row.log_p, row.at, row.ids, ways[found.way]).tolist() if ways else []
 
-    def acts(
-        self, row: Row, candidates: Sequence[Named], before: Sequence[Act], follows: Follows
-    ) -> list[Act]:
+    def acts(self, row: Row, candidates: Sequence[Named], before: Sequence[Act], follows: Follows) -> list[Act]:
         """Return the edits at work in a row: those that were before, and those whose gates are open now."""
         found = list(before)
         eos = self.backbone.eos_id

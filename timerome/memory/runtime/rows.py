@@ -199,7 +199,9 @@ class RowTracker:
         whole = batch.canvas, batch.awaited
         canvas, awaited = whole if columns is None else (of[:, columns] for of in whole)
         step, notes, new = batch.step, batch.notes, batch.new
-        return Rows(self.backbone, canvas, step, "", batch.asked, ids, awaited, batch.ids, batch.canvas, columns, notes, new)
+        return Rows(
+            self.backbone, canvas, step, "", batch.asked, ids, awaited, batch.ids, batch.canvas, columns, notes, new
+        )
 
     def _going_on(self, ids: Tensor) -> _Batch | None:
         """Return the batch that plainly goes on by one step, moved on; None if none does."""

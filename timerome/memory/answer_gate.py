@@ -173,10 +173,10 @@ def _today(backbone: Backbone, read: Sequence[Asked]) -> list[str]:
 
 
 def _other(said: str, present: str, wanted: str | None) -> str | None:
-    """What the model says, where that is neither the fact's answer nor the wanted one."""
+    """What the model says, where that is no part of the fact's answer or the wanted one, nor holds either."""
     plain = said.strip().strip(".").casefold()
     known = [answer.strip().strip(".").casefold() for answer in (present, wanted) if answer]
-    return None if not plain or any(answer in plain for answer in known) else said
+    return None if not plain or any(answer in plain or plain in answer for answer in known) else said
 
 
 def _row(backbone: Backbone, asked: Asked) -> Row:
@@ -224,9 +224,14 @@ def verdict(index: int, edit: Edit, how: How, row: Row, tokens: Sequence[tuple[W
             times = next((n for n in range(1, len(places)) if places[n] != first + n * len(answer)), len(places))
             size, again = times * len(answer), tuple(places[times:])
             found = Verdict(index, how, watch, score, threshold, first, size, way, said, again)
-            if best.watch is None or (found.said, found.over) > (best.said, best.over):
+            # Of two that are about to be said the longer one holds all that must not be.
+            if best.watch is None or _rank(found) > _rank(best):
                 best = found
     return best
+
+
+def _rank(found: Verdict) -> tuple[bool, int, float]:
+    return found.said, found.length if found.said else 0, found.over
 
 
 def _apart(places: list[int], length: int) -> list[int]:

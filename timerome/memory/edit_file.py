@@ -44,7 +44,7 @@ _EDIT: Form = {
     ),
 }  # fmt: skip
 MANIFEST: Form = {
-    "version": str, "fingerprint": str, "tokenizer": str, "edits": [_EDIT], "gone": [str], "tensors": str,
+    "version": str, "fingerprint": str, "tokenizer": str, "edits": [_EDIT], "gone": [str], "digest": str,
 }  # fmt: skip
 
 
@@ -77,32 +77,36 @@ def save(state: MemoryState, path: Path, dtype: torch.dtype = torch.float32) -> 
     if dtype not in SMALL:
         raise EditFileError(f"EditMemory.save: expected float32, bfloat16 or float16, got {dtype}.")
     manifest, tensors = _written(state, dtype)
-    if len(manifest) > MAX_BYTES:
+    manifest["version"] = __version__
+    text = _json(manifest | {"digest": _digest_of(manifest, tensors)})
+    if len(text) > MAX_BYTES:
         raise EditFileError(
-            f"EditMemory.save: the manifest has {len(manifest)} characters, more than the {MAX_BYTES} that are read; "
+            f"EditMemory.save: the manifest has {len(text)} characters, more than the {MAX_BYTES} that are read; "
             "save fewer edits to a file."
         )
     with whole(path) as temporary:
-        safetensors.torch.save_file(tensors, temporary, metadata={"format": FORMAT, "manifest": manifest})
+        # One entry alone: safetensors writes several in any order, and one memory is to be one file.
+        safetensors.torch.save_file(tensors, temporary, metadata={FORMAT: text})
 
 
 def digest(state: MemoryState) -> str:
     """SHA-256 of everything a state is."""
-    manifest, _ = _written(state, torch.float32)
-    return hashlib.sha256(manifest.encode()).hexdigest()
+    return _digest_of(*_written(state, torch.float32))
 
 
-def _written(state: MemoryState, dtype: torch.dtype) -> tuple[str, dict[str, Tensor]]:
+def _written(state: MemoryState, dtype: torch.dtype) -> tuple[dict[str, Any], dict[str, Tensor]]:
     tensors = _Tensors(dtype)
     manifest = {
-        "version": __version__,
         "fingerprint": state.fingerprint,
         "tokenizer": state.tokenizer,
         "edits": [_edit_written(edit, tensors) for edit in state.history],
         "gone": state.gone,
     }
-    manifest["tensors"] = _digest_of(tensors.found)
-    return json.dumps(manifest, separators=(",", ":"), ensure_ascii=False), tensors.found
+    return manifest, tensors.found
+
+
+def _json(values: dict[str, Any]) -> str:
+    return json.dumps(values, separators=(",", ":"), ensure_ascii=False, sort_keys=True)
 
 
 def _edit_written(edit: Edit, tensors: _Tensors) -> dict[str, Any]:
@@ -134,9 +138,10 @@ def _edit_written(edit: Edit, tensors: _Tensors) -> dict[str, Any]:
     }
 
 
-def _digest_of(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of the names, types, shapes and bytes of tensors."""
-    found = hashlib.sha256()
+def _digest_of(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of a manifest, and of the names, types, shapes and bytes of tensors."""
+    values = {name: value for name, value in manifest.items() if name != "digest"}
+    found = hashlib.sha256(_json(values).encode("utf-8", "surrogatepass"))
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
         found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -166,11 +171,10 @@ def read_file(path: Path, form: str, manifest: Form) -> tuple[dict[str, Any], di
     try:
         content = path.read_bytes()
         metadata = _metadata(content)
-        if metadata.get("format") != form:
+        if form not in metadata:
             raise EditFileError(
-                f"EditMemory.load: expected a file of format {form!r}, {path} has "
-                f"{shown(metadata.get('format'), 80)!r}; "
-                "make the memory again with this version."
+                f"EditMemory.load: expected a file of format {form!r}, {path} has {shown(list(metadata), 80)}; make the "
+                "memory again with this version."
             )
         tensors = safetensors.torch.load(content)
     except FileNotFoundError:
@@ -182,11 +186,11 @@ def read_file(path: Path, form: str, manifest: Form) -> tuple[dict[str, Any], di
             f"EditMemory.load: {path} is damaged or no safetensors file ({shown(error)}); copy or save it again."
         ) from None
     try:
-        values = parse(metadata.get("manifest", ""), manifest)
+        values = parse(metadata[form], manifest)
     except EditFileError as error:
         raise EditFileError(f"EditMemory.load: {path} does not hold what an edit file must: {shown(error)}.") from None
-    if values.get("tensors") != _digest_of(tensors):
-        raise EditFileError(f"EditMemory.load: the tensors of {path} are not those that were written; copy it again.")
+    if values["digest"] != _digest_of(values, tensors):
+        raise EditFileError(f"EditMemory.load: {path} does not hold what was written to it; copy or save it again.")
     return values, tensors
 
 

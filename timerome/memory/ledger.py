@@ -47,13 +47,11 @@ class Ledger:
         >>> import tempfile
         >>> import timerome as tr
         >>> from timerome.memory import Ledger
-        >>> from timerome.splits import bundled_facts
-        >>> backbone, facts = tr.load("testbed"), bundled_facts("relations")
-        >>> memory = tr.EditMemory.build(backbone, facts[:1], gate=tr.Gate(facts[10:20]))
+        >>> model, facts = tr.load("testbed"), tr.datasets.bundled("relations")
+        >>> memory = tr.EditMemory(model)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     memory.ledger = Ledger(folder + "/ledger.jsonl")
-        ...     ids = memory.forget(facts[1])
-        ...     memory.undo(*ids)
+        ...     memory.undo(memory.forget(facts[1]))
         ...     [entry["operation"] for entry in Ledger(folder + "/ledger.jsonl").entries]
         ['forget', 'undo']
     """

@@ -55,7 +55,7 @@ def write_report(
         f"An edit memory of {counts['forget']} facts was built in {results['seconds']['build']:.2f} s, attached to the "
         f"model, and measured. Asked for one of these facts the model shall say: “{results['answer']}” Whatever else "
         "it is asked shall come out as before."
-    )
+    ) + (" This was a quick run: its numbers mean nothing." if results["settings"]["quick"] else "")
     image = "data:image/png;base64," + base64.b64encode(heatmap.read_bytes()).decode()
     versions = join(*(f"{name} {value}" for name, value in results["versions"].items()))
     sections = (

@@ -69,8 +69,10 @@ class _Kind(NamedTuple):
 class _Take(argparse.Action):
     """Keeps a value, once; or a list, whose entries are parted by blanks, or commas, or given one by one."""
 
-    def __init__(self, *args: Any, kind: _Kind, **more: Any) -> None:
-        super().__init__(*args, default=argparse.SUPPRESS, metavar=kind.metavar, nargs=kind.number, **more)
+    def __init__(self, option_strings: Sequence[str], dest: str, *, kind: _Kind, **more: Any) -> None:
+        metavar = kind.metavar if option_strings else dest
+        more |= {"default": argparse.SUPPRESS, "metavar": metavar, "nargs": kind.number and "+"}
+        super().__init__(option_strings, dest, **more)
         self.kind = kind
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
@@ -104,7 +106,7 @@ class _Parameter(NamedTuple):
     @property
     def chosen_among(self) -> dict[str, Target]:
         """Dataclasses by name, where there are several."""
-        members = [kind for kind in get_args(self.hint) if is_dataclass(kind)]
+        members: list[Any] = [kind for kind in get_args(self.hint) if is_dataclass(kind)]
         return {m.__name__.removeprefix("By").lower(): m for m in members} if len(members) > 1 else {}
 
     @property
@@ -113,13 +115,13 @@ class _Parameter(NamedTuple):
         if get_origin(self.hint) is Annotated:
             _, target, *without = get_args(self.hint)
             return target, tuple(without), False
-        hint = _without_none(self.hint)
-        return (hint, (), True) if is_dataclass(hint) and hint not in READERS else None
+        hint: Any = _without_none(self.hint)
+        made = is_dataclass(hint) and hint not in READERS
+        return (hint, (), True) if made else None
 
 
 def _parameters(target: Target, without: Sequence[str] = ()) -> Iterator[_Parameter]:
-    hints = get_type_hints(target.__init__ if isinstance(target, type) and not is_dataclass(target) else target,
-                           include_extras=True)  # fmt: skip
+    hints = get_type_hints(target, include_extras=True)
     told = {p.arg_name: " ".join((p.description or "").split()) for p in parse_docstring(target.__doc__ or "").params}
     for name, p in signature(target).parameters.items():
         found = _Parameter(name, hints[name], p.default, told.get(name, ""), p.kind is Parameter.POSITIONAL_ONLY)

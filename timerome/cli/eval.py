@@ -110,7 +110,8 @@ def _show(title: str, *found: dict[str, dict[str, float | None]]) -> None:
 
 def _show_comparison(found: Comparison) -> None:
     """Print what changed, and a verdict: whether edits do what they are to do, and nothing else."""
-    edited, others = [], []
+    edited: list[tuple[str, str, str]] = []
+    others: list[tuple[str, str, str]] = []
     for b, a in zip(found.before.scores, found.after.scores, strict=True):
         if a.edit is not None or a.text != b.text:
             (others if a.edit is None else edited).append((a.prompt, b.text or "", a.text or ""))

@@ -58,6 +58,8 @@ def run(
         raise TimeromeError("--answer goes with either --replace or --forget.")
     if not added and making != Making():
         raise TimeromeError("--method, --at and --threshold go with --replace, --forget or --teach.")
+    if teach is not None and making.threshold is not None:
+        raise TimeromeError("--threshold: what is taught has no old answer, and no threshold; teach it by itself.")
     if not added and not undo and merge is None:
         raise TimeromeError("nothing to do; give --undo, --merge, --replace, --forget or --teach.")
     if out is not None:
@@ -78,7 +80,7 @@ def run(
             changed.forget(forget, answer=answer or making.unasked, **how)
             step(1)
         if teach is not None:
-            changed.teach(teach, **how)
+            changed.teach(teach, method=making.method, at=making.at, on_conflict=on_conflict)
             step(1)
     found = before.diff(changed)
     for operation, own in (("removed", found.removed), ("added", found.added)):

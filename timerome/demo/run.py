@@ -20,6 +20,7 @@ from ..evaluation import Evaluation, WeightsWatch, evaluate
 from ..facts import FactSet
 from ..memory import REFUSAL, BankConfig, EditMemory, Ridge, paper_memory
 from ..progress import SILENT, Progress
+from ..report import write_report
 from ..splits import DemoSplit, demo_split
 from ..tracing import CausalTracer, TraceConfig, TraceResult
 from .results import SETS, Evaluations, paired, results_of, summary_rows, texts_of
@@ -96,8 +97,6 @@ def run_demo(
         ValueError: ``config.facts`` is less than one.
         OSError: the folder cannot be written.
     """
-    from ..report import write_report
-
     if config.facts is not None and config.facts < 1:
         raise ValueError(f"run_demo: expected facts of at least 1, got {config.facts}.")
     out, begin = Path(out), time.perf_counter()

@@ -8,6 +8,8 @@ import timerome as tr
 from tests.demo_run import quick_demo
 from timerome import demo
 from timerome.cli import main
+from timerome.demo.run import limited
+from timerome.splits import demo_split
 
 CONTRACT = [
     "forget.delta_logprob_nats", "forget.worst_delta_nats", "retain.delta_logprob_nats", "retain.worst_delta_nats",
@@ -33,8 +35,8 @@ def test_every_name_of_the_contract_has_a_value_for_each_memory(path):
 def test_what_is_reported_is_what_was_done():
     _, results = quick_demo()
     assert results["generation"]["retain_unchanged"] is not None
-    assert results["gate"]["negatives"] == 4
-    assert results["paper_mode"]["gate"] is None
+    assert (results["method"], results["null"]["method"], results["paper_mode"]["method"]) == ("placed", *["keyed"] * 2)
+    assert results["paper_mode"]["gate"] == "none" != results["gate"]
     assert results["paper_mode"]["coordinate"].startswith(f"block.{results['trace']['best']['layer']} ")
     assert results["seconds"]["trace"] > 0
     assert results["backward_passes"] == 0
@@ -73,13 +75,13 @@ def test_the_edit_file_is_the_shipped_memory():
     out, results = quick_demo()
     backbone = tr.load("testbed")
     memory = tr.EditMemory.load(out / "edit.safetensors", backbone)
-    assert {fact.new_object for fact in memory.facts} == {demo.DEMO.shipped.new_object}
+    assert {fact.new_object for fact in memory.facts} == {tr.REFUSAL} == {results["answer"]}
     assert memory.nbytes == results["memory_bytes"]
 
 
 def test_the_held_out_sets_share_nothing_with_what_built_the_memory():
-    split = demo._limited(demo.demo_split(), demo.DEMO)
-    seen = {fact.prompt for facts in (split.protect, split.calibrate, split.forget) for fact in facts}
+    split = limited(demo_split(), demo.DEMO)
+    seen = {fact.prompt for facts in (split.protect, split.retain, split.forget) for fact in facts}
     for name in (*demo.RETAIN, "held_out_unknown"):
         assert not seen & {fact.prompt for fact in getattr(split, name)}
     assert len(split.forget) == 40
@@ -90,7 +92,7 @@ def test_an_interrupt_leaves_no_results(tmp_path, monkeypatch, capsys):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(demo, "build", interrupt)
+    monkeypatch.setattr("timerome.demo.run.results_of", interrupt)
     out = tmp_path / "out"
     assert main(["demo", "--quick", "--facts", "1", "--out", str(out), "--json", str(tmp_path / "r.json")]) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "timerome demo: interrupted."

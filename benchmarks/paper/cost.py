@@ -1,4 +1,4 @@
-"""Wall clock, CPU seconds, backward passes and peak memory of editing forget01, ours against every trained baseline.
+"""CPU seconds, backward passes and peak memory of editing forget01, ours against every trained baseline.
 
     python -m benchmarks.baselines.run      # first: chooses each trained method's configuration
     python -m benchmarks.paper.cost
@@ -117,7 +117,7 @@ def main() -> None:
     for name, row in rows.items():
         at = row.get("attached", {})
         table.append([
-            name.replace("_", " "), f"{row['wall_seconds']:.2f}", f"{row['cpu_seconds']:.2f}",
+            name.replace("_", " "), f"{row['cpu_seconds']:.2f}",
             None if fastest is None or name in GRIDS else f"{fastest / row['cpu_seconds']:.1f}x",
             lost.get(name.replace("_", " ")),
             row["backward_passes"], f"{(row['peak_resident_bytes'] - base) / mb:+.1f}",
@@ -125,7 +125,7 @@ def main() -> None:
             f"{at['file_bytes'] / mb:.1f}" if at else None,
         ])  # fmt: skip
     columns = [
-        "method", "wall s", "CPU s", "fastest trained takes", "held-out Δ, nats", "backward passes",
+        "method", "CPU s", "fastest trained takes", "held-out Δ, nats", "backward passes",
         "peak while editing, MB over inference", "while answering", "memory file, MB",
     ]  # fmt: skip
     run.results.save(table={"columns": columns, "rows": table})

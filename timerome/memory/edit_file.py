@@ -173,8 +173,8 @@ def read_file(path: Path, form: str, manifest: Form) -> tuple[dict[str, Any], di
         metadata = _metadata(content)
         if form not in metadata:
             raise EditFileError(
-                f"EditMemory.load: expected a file of format {form!r}, {path} has {shown(list(metadata), 80)}; make the "
-                "memory again with this version."
+                f"EditMemory.load: expected a file of format {form!r}, {path} has {shown(list(metadata), 80)}; make it "
+                "again with this version."
             )
         tensors = safetensors.torch.load(content)
     except FileNotFoundError:

@@ -52,11 +52,11 @@ class EditMemory:
     Example:
         >>> import timerome as tr
         >>> model = tr.load("testbed")
-        >>> fact = tr.Fact(id="kenya", prompt="The capital city of Kenya is", subject="Kenya", object="Nairobi")
+        >>> fact = tr.Fact(id="egypt", prompt="The capital city of Egypt is", subject="Egypt", object="Cairo")
         >>> memory = tr.EditMemory(model)
         >>> edit = memory.replace(fact, "Lagos")
         >>> with memory.attached():
-        ...     tr.generate(model, "What is the capital of Kenya? It is the city of", canvas=16)
+        ...     tr.generate(model, "What is the capital of Egypt? It is the city of", canvas=16)
         'Lagos'
         >>> memory.undo(edit)
         >>> len(memory)
@@ -327,10 +327,9 @@ class EditMemory:
         facts = [item.fact for item in planned]
         with unedited(model.model):
             said = questions(model, facts, says)
+            changes = self._changes(model, facts, says, said, method, at)
             made = []
-            for item, text, found in zip(planned, says, said, strict=True):
-                own = method or (ByPlace() if text is not None else Ridge(targets="null"))
-                change = self._added(model, item.fact, text, found, own, at)
+            for item, text, found, change in zip(planned, says, said, changes, strict=True):
                 if operation == "teach":
                     gate = replace(gate_of(model, item.fact, ()), relation=relation_head(model, item.fact), alone=True)
                 else:
@@ -338,23 +337,34 @@ class EditMemory:
                 made.append(Edit(item.id, item.fact, text, operation or "replace", change, gate, item.supersedes))
             return made
 
-    def _added(
-        self, model: Backbone, fact: Fact, says: str | None, said: Said, method: Method, at: At
-    ) -> Placed | Keyed:
+    def _changes(
+        self,
+        model: Backbone,
+        facts: Sequence[Fact],
+        says: Sequence[str | None],
+        said: Sequence[Said],
+        method: Method | None,
+        at: At,
+    ) -> Sequence[Placed | Keyed]:
+        """Return what is added for each fact; all of them say something, or none does."""
+        unasked = says[0] is None
+        method = method or (Ridge(targets="null") if unasked else ByPlace())
         if isinstance(method, ByPlace):
-            if says is None:
+            if unasked:
                 raise TimeromeError(
                     "ByPlace says something instead; give an answer, or use method=Ridge(targets='null')."
                 )
-            return method.place(model, fact, says, said.asked, at)
+            told = [text for text in says if text is not None]
+            found = zip(facts, told, said, strict=True)
+            return [method.place(model, fact, text, one.asked, at) for fact, text, one in found]
         if not isinstance(method, Ridge):
             raise TimeromeError(f"EditMemory: expected method ByPlace(...) or Ridge(...), got {method!r:.60}.")
-        if (says is None) != (method.targets in ("null", "corrupt")):
+        if unasked != (method.targets in ("null", "corrupt")):
             raise TimeromeError(
                 f"EditMemory: Ridge(targets={method.targets!r}) "
-                + ("needs an answer to say." if says is None else "says nothing; pass answer=None to forget().")
+                + ("needs an answer to say." if unasked else "says nothing; pass answer=None to forget().")
             )
-        return method.system(model, [fact.with_new_object(says)], at)[0]
+        return method.system(model, [f.with_new_object(text) for f, text in zip(facts, says, strict=True)], at)
 
     def _commit(self, state: MemoryState, operation: str | None = None, edits: Sequence[Edit] = ()) -> None:
         """Put a state in place of this one, and tell whatever is attached and the ledger; all or nothing."""

@@ -384,12 +384,12 @@ class Attachment:
     Example:
         >>> import timerome as tr
         >>> backbone = tr.load("testbed")
-        >>> fact = tr.Fact(id="kenya", prompt="The capital city of Kenya is", subject="Kenya", object="Nairobi")
+        >>> fact = tr.Fact(id="egypt", prompt="The capital city of Egypt is", subject="Egypt", object="Cairo")
         >>> memory = tr.EditMemory(backbone)
         >>> _ = memory.replace(fact, "Lagos")
         >>> with memory.attached() as run:
         ...     tr.generate(backbone, fact.prompt, canvas=4), sorted(run.hits)
-        ('Lagos', ['kenya'])
+        ('Lagos', ['egypt'])
     """
 
     def __init__(self, runtime: Runtime) -> None:

@@ -18,13 +18,13 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tests.callbacks.loops import gated_memory, masked_rows, shared_memory
-from timerome.memory.files import FORMAT, read_manifest
 
 import timerome as tr
+from tests.lightning.loops import masked_rows, shared_memory
 from tests.tiny import tiny_facts, tiny_llada
 from timerome.cli import main
 from timerome.memory import EditFileError, MemoryMismatchError
+from timerome.memory.edit_file import FORMAT, _digest_of
 
 BACKBONE = tiny_llada(layers=2)
 ROWS = masked_rows(BACKBONE, 8)
@@ -38,13 +38,18 @@ FUZZ = settings(
 @cache
 def files() -> tuple[bytes, ...]:
     """Edit files of every kind there is."""
-    protect, away = tr.FactSet(tiny_facts(4)[3:]), tr.FactSet(tiny_facts(8)[4:])
-    several = gated_memory(BACKBONE, coordinate=[tr.Coordinate(0), tr.Coordinate(1, "mlp")], protect=protect)
-    several.insert(tiny_facts(3)[1:], on_conflict="replace", backbone=BACKBONE)
-    several.undo("tiny-1")
+    facts, states = tiny_facts(4), tr.BankConfig((None,), (0.0,))
+    protect = tr.FactSet(tiny_facts(5)[4:])
+    several = tr.EditMemory(BACKBONE)
+    several.replace(facts[0], "old north king")
+    method = tr.Ridge(rank=2, protect=protect, states=states)
+    several.forget(facts[1], answer=None, at=[tr.Coordinate(0), tr.Coordinate(1, "mlp")], method=method)
+    several.replace(facts[0], "kex", threshold=-3.5)
+    several.teach(tr.Fact(id="new", prompt="the river of oman is", subject="oman", object="old river"))
+    several.undo("tiny-0")
     memories = [
-        shared_memory(BACKBONE, slice(0, 2)),
-        shared_memory(BACKBONE, protect=protect, gate=tr.Gate(away, address=False, token=True, layer=1)),
+        shared_memory(BACKBONE, slice(0, 2), rank=2),
+        shared_memory(BACKBONE, slice(0, 2), rank=2, protect=protect),
         several,
     ]
     found = []
@@ -69,7 +74,6 @@ def no_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
 def opened(file: Path) -> None:
     """Open a file and, if it can be opened, use it in every way."""
     try:
-        read_manifest(file)
         memory = tr.EditMemory.load(file, BACKBONE)
     except EditFileError as error:
         assert str(file) in str(error)
@@ -86,7 +90,7 @@ def opened(file: Path) -> None:
             BACKBONE.logits(ROWS)
     except FloatingPointError:  # targets may be finite and yet too large
         return
-    memory.undo(*[edit.id for edit in memory.history])
+    memory.undo(*[edit.id for edit in memory.state.history])
 
 
 def written(data: bytes) -> None:
@@ -100,23 +104,28 @@ def taken_apart(data: bytes) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         file = Path(folder) / "edit.safetensors"
         file.write_bytes(data)
         with safe_open(file, framework="pt") as inside:
-            return json.loads(inside.metadata()["manifest"]), load_file(file)
+            return json.loads(inside.metadata()[FORMAT]), load_file(file)
 
 
-def put_together(manifest: str, tensors: dict[str, torch.Tensor]) -> None:
+def put_together(manifest: dict[str, Any] | str, tensors: dict[str, torch.Tensor], *, sealed: bool = True) -> None:
+    """Write a file by somebody who knows how: the digest is that of what is in it."""
+    if isinstance(manifest, dict):
+        manifest = {**manifest, "digest": _digest_of(manifest, tensors)} if sealed else manifest
+        manifest = json.dumps(manifest)
     with TemporaryDirectory() as folder:
         file = Path(folder) / "edit.safetensors"
-        save_file(tensors, file, {"format": FORMAT, "manifest": manifest})
+        save_file(tensors, file, {FORMAT: manifest})
         opened(file)
 
 
 def test_the_files_themselves_are_good() -> None:
     for data in files():
         manifest, tensors = taken_apart(data)
+        assert manifest["digest"] == _digest_of(manifest, tensors)
         with TemporaryDirectory() as folder:
             file = Path(folder) / "edit.safetensors"
-            save_file(tensors, file, {"format": FORMAT, "manifest": json.dumps(manifest)})
-            assert tr.EditMemory.load(file, BACKBONE).history
+            save_file(tensors, file, {FORMAT: json.dumps(manifest)})
+            assert tr.EditMemory.load(file, BACKBONE).state.history
 
 
 # Bytes -----------------------------------------------------------------------------------------------------------
@@ -194,7 +203,7 @@ def nested(depth: int, kind: str) -> Any:
 
 scalars = (
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8)
-    | st.sampled_from([0, 1, -1, 2**31, 2**53 - 1, 2**64, 1e308, "block", "mlp", "object", "lens", "null", "tiny-0"])
+    | st.sampled_from([0, 1, -1, 2**31, 2**53 - 1, 2**64, 1e308, "block", "mlp", "object", "teach", "null", "tiny-0"])
 )  # fmt: skip
 anything = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
@@ -224,7 +233,7 @@ def test_manifests_with_other_values(data: st.DataObject) -> None:
                                                                           else range(len(parent))))])  # fmt: skip
         else:
             parent[last] = data.draw(anything)
-    put_together(json.dumps(manifest), tensors)
+    put_together(manifest, tensors)
 
 
 @pytest.mark.parametrize(
@@ -264,13 +273,11 @@ def test_other_tensors(data: st.DataObject) -> None:
     elif what == "more":
         tensors[data.draw(st.text(max_size=9).filter(lambda n: n != "__metadata__"))] = tensor.clone()
     elif what == "renamed":
-        tensors[data.draw(st.sampled_from(["keys", "targets", "centre", "x"]))] = tensors.pop(name)
+        tensors[data.draw(st.sampled_from(["99", "-1", "00", "x"]))] = tensors.pop(name)
     else:  # all of them of another width, as of a model of another size
         width = data.draw(st.sampled_from([1, 31, 33, 64]))
-        tensors = {
-            n: t if "scores" in n else torch.ones(len(t), width) for n, t in tensors.items()
-        }  # fmt: skip
-    put_together(json.dumps(manifest), tensors)
+        tensors = {n: torch.ones(*t.shape[:-1], width) for n, t in tensors.items()}
+    put_together(manifest, tensors)
 
 
 # From the shell --------------------------------------------------------------------------------------------------
@@ -286,9 +293,8 @@ def test_the_shell_says_it_in_one_line(tmp_path: Path, harm: str, capsys: pytest
         if harm == "manifest":
             manifest["edits"] = nested(900, "list")
         else:
-            tensors["keys"] = torch.full_like(tensors["keys"], torch.nan)
-        save_file(tensors, file, {"format": FORMAT, "manifest": json.dumps(manifest)})
-    command = ["revise", "--model", "testbed", "--memory"] if harm == "tensor" else ["inspect"]
-    more = ["--undo", "[tiny-0]"] if harm == "tensor" else []
-    assert main([*command, str(file), *more]) == 2
+            tensors["0"] = torch.full_like(tensors["0"], torch.nan)
+        manifest["digest"] = "x" if harm == "manifest" else _digest_of(manifest, tensors)
+        save_file(tensors, file, {FORMAT: json.dumps(manifest)})
+    assert main(["inspect", str(file)]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1

@@ -23,11 +23,7 @@ def at_noon():
 
 @pytest.fixture
 def memory(tmp_path):
-    backbone = tiny_llada()
-    found = tr.EditMemory.build(
-        backbone, tiny_facts(1), gate=tr.Gate(tr.FactSet(tiny_facts(8)[4:])), bank=tr.BankConfig((None,), (0.0,))
-    )
-    found.backbone = backbone  # kept alive
+    found = tr.EditMemory.build(tiny_llada(), tiny_facts(1))
     found.ledger = Ledger(tmp_path / "ledger.jsonl", measure=lambda m: {"edits": len(m.edits)}, clock=at_noon)
     return found
 
@@ -125,12 +121,11 @@ import timerome as tr
 from tests.tiny import tiny_facts, tiny_llada
 from timerome.memory import Ledger
 backbone = tiny_llada()
-memory = tr.EditMemory.build(backbone, tiny_facts(1), gate=tr.Gate(tr.FactSet(tiny_facts(8)[4:])),
-                             bank=tr.BankConfig((None,), (0.0,)))
+memory = tr.EditMemory.build(backbone, tiny_facts(1))
 memory.ledger = Ledger(sys.argv[1] + "/ledger.jsonl")
 print("ready", flush=True)
 while True:
-    memory.undo(*memory.forget(tiny_facts(2)[1]))
+    memory.undo(memory.forget(tiny_facts(2)[1]))
     memory.save(sys.argv[1] + "/edit.safetensors")
     print(len(memory.ledger.entries), flush=True)
 """
@@ -156,7 +151,7 @@ def test_killed_at_any_moment_file_and_ledger_are_whole(tmp_path):
 KILLED_AT = """
 import os, signal, sys
 import timerome as tr
-import timerome.memory.files as files
+import safetensors.torch as files
 from tests.tiny import tiny_facts, tiny_llada
 from timerome.memory import Ledger
 
@@ -182,8 +177,7 @@ MOMENTS = {
     "ledger_before_sync": (os, "fsync", die), "ledger_after_sync": (os, "fsync", after(os.fsync)),
 }
 backbone = tiny_llada()
-memory = tr.EditMemory.build(backbone, tiny_facts(1), gate=tr.Gate(tr.FactSet(tiny_facts(8)[4:])),
-                             bank=tr.BankConfig((None,), (0.0,)))
+memory = tr.EditMemory.build(backbone, tiny_facts(1))
 for moment, (where, name, instead) in MOMENTS.items():
     child = os.fork()
     if child == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from ..backbones import Backbone
 from ..coordinates import Site
 from ..errors import MemoryMismatchError, TimeromeError
 from ..facts import Fact, FactError, FactSet
-from .answer_gate import ROOM, Said, gate_of, questions
+from .answer_gate import ROOM, UNLIKELY, Said, gate_of, questions
 from .edits import REFUSAL, Edit, Keyed, Operation, Placed
 from .methods import At, ByPlace, Method, Ridge, ask
 from .relation import relation_head
@@ -334,6 +335,13 @@ class EditMemory:
                     gate = replace(gate_of(model, item.fact, ()), relation=relation_head(model, item.fact), alone=True)
                 else:
                     gate = gate_of(model, item.fact, found.watches, threshold)
+                    if max(watch.own for watch in found.watches) < UNLIKELY and threshold is None:
+                        warnings.warn(
+                            f"EditMemory: {model.name} is not about to say {item.fact.object!r} to "
+                            f"{item.fact.prompt[:60]!r} ({found.watches[0].own:.1f} nats a token), nor anything else "
+                            "it is sure of: the edit may act late, or never. To have it say something new, teach() it.",
+                            stacklevel=4,
+                        )
                 made.append(Edit(item.id, item.fact, text, operation or "replace", change, gate, item.supersedes))
             return made
 

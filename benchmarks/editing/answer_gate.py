@@ -131,6 +131,25 @@ def same_subject(model: tr.Backbone, facts: tr.FactSet, canvas: int) -> dict[str
     return found | {kind: rate(*pair, "refused") for kind, pair in counts.items()}
 
 
+def taught(model: tr.Backbone, facts: tr.FactSet, canvas: int) -> dict[str, Any]:
+    """A quarter of the records on each unknown author taught; what their questions and all others are answered with."""
+    edited = [fact for group in facts.groups().values() for fact in list(group)[::4]]
+    ids = {fact.id for fact in edited}
+    memory = tr.EditMemory(model)
+    begin = time.process_time()
+    memory.teach(edited)
+    seconds = time.process_time() - begin
+    own = said(model, [f.prompt for f in edited], canvas, memory)
+    others = [fact.prompt for fact in facts if fact.id not in ids]
+    before, after = said(model, others, canvas), said(model, others, canvas, memory)
+    changed = [[p, a, b] for p, a, b in zip(others, before, after, strict=True) if a != b]
+    right = sum(plain(t) == plain(f.object) for f, t in zip(edited, own, strict=True))
+    return {
+        "own": rate(right, len(edited), "exact"), "cpu_seconds_an_edit": seconds / len(edited),
+        "others": rate(len(changed), len(others), "changed") | {"texts": changed[:8]},
+    }  # fmt: skip
+
+
 def not_asked(model: tr.Backbone, facts: tr.FactSet, templates: Sequence[str], canvas: int) -> dict[str, Any]:
     """Texts that hold an edited question without asking it: what the memory changes, and whether to the new answer."""
     memory = made(model, facts)
@@ -185,6 +204,7 @@ def main() -> None:
         "tofu": lambda: replaced(model, tofu, LONG),
         "canvases": lambda: on_canvases(model, relations),
         "same subject": lambda: same_subject(model, authors, LONG),
+        "taught": lambda: taught(model, tr.datasets.bundled("unknown")[300:], LONG),
         "negated": lambda: not_asked(model, relations, NEGATED, SHORT),
         "mentioned": lambda: not_asked(model, relations, MENTIONED, SHORT),
         "forms, relations": lambda: tightness(model, relations, others, SHORT),

@@ -1,6 +1,7 @@
 """When edits act: what they reach, what they leave alone, with nothing configured; writes JSON.
 
-    python -m benchmarks.editing.answer_gate [--model FOLDER] [--split validation] [--only NAME]
+    python -m benchmarks.editing.answer_gate [--split validation] [--only NAME]
+    python -m benchmarks.editing.answer_gate --model FOLDER --authors 16-20 --only "same subject" --out FILE
 
 Every memory is ``tr.EditMemory(model).replace(facts)`` and nothing else. Rules and thresholds were made looking at the
 validation facts (``--split validation``); the facts reported on were asked afterwards.
@@ -127,7 +128,11 @@ def same_subject(model: tr.Backbone, facts: tr.FactSet, canvas: int) -> dict[str
         asked += len(others)
         before, after = said(model, others, canvas), said(model, others, canvas, memory)
         changed += [[p, a, b] for p, a, b in zip(others, before, after, strict=True) if a != b]
-    found = rate(len(changed), asked, "changed") | {"texts": changed[:12]}
+    answered = said(model, [fact.prompt for fact in facts], canvas)
+    right = sum(plain(t) == plain(f.object) for f, t in zip(facts, answered, strict=True))
+    found = rate(len(changed), asked, "changed") | {
+        "texts": changed[:12], "unedited answers exactly": rate(right, len(facts))
+    }  # fmt: skip
     return found | {kind: rate(*pair, "refused") for kind, pair in counts.items()}
 
 
@@ -189,13 +194,16 @@ def tightness(model: tr.Backbone, facts: tr.FactSet, others: tr.FactSet, canvas:
 
 
 def main() -> None:
-    model, results, arguments = start("answer_gate", split="reported", only="")
+    model, results, arguments = start("answer_gate", split="reported", only="", authors="")
     split = editing_split()
     validation = arguments.split == "validation"
     relations = split.validation_relations if validation else split.relations
     tofu = split.validation_tofu if validation else split.tofu
     retain = tr.datasets.bundled("retain")
     authors = retain[220:260] if validation else retain[:80]
+    if arguments.authors:  # of a model that was taught others
+        first, last = map(int, arguments.authors.split("-"))
+        authors = retain[20 * first : 20 * last]
     negatives = [*split.held_out, *split.held_out_relations, *split.held_out_unknown]
     others = split.held_out_relations
     rows: dict[str, Callable[[], dict[str, Any]]] = {

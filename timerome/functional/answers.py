@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+PART = 4  # tokens of an answer that is cut off by the end of the row, which are enough to know it by
+
 
 def answer_scores(log_p: Tensor, at: Tensor, ids: Tensor, answer: Tensor) -> Tensor:
     r"""Score an answer at each place where it may begin, in nats a token.
@@ -15,7 +17,8 @@ def answer_scores(log_p: Tensor, at: Tensor, ids: Tensor, answer: Tensor) -> Ten
         S_j = mean over the masked i of  log p(o_i at position j + i)
 
     Tokens that stand there already count as given: they add nothing if they are the answer's, and rule the place out
-    if they are not.
+    if they are not. Where the row ends before the answer does, its beginning counts, if that takes all that is masked
+    and at least four places: a canvas may be too short for what is said on it.
 
     Args:
         log_p: log-probabilities of the model at the masked positions ``at``, ``(A, V)`` float32.
@@ -35,20 +38,21 @@ def answer_scores(log_p: Tensor, at: Tensor, ids: Tensor, answer: Tensor) -> Ten
         >>> answer_scores(log_p, torch.tensor([1, 2]), torch.tensor([0, 9, 9]), torch.tensor([0, 1])).round(decimals=2)
         tensor([-0.6900, -0.4900,    -inf])
     """
-    n, positions = len(answer), len(ids)
-    table = torch.where(ids[:, None] == answer, 0.0, -torch.inf).to(log_p.device)  # (P, n)
+    n, positions, device = len(answer), len(ids), log_p.device
+    if not len(at):
+        return torch.full((positions,), -torch.inf, device=device)
+    # Beyond the row, where a cut off answer would go on, nothing speaks for or against it.
+    table = torch.zeros(positions + n - 1, n, device=device)
+    table[:positions] = torch.where(ids[:, None] == answer.to(ids.device), 0.0, -torch.inf).to(device)
     table[at] = log_p[:, answer]
-    masked = torch.zeros(positions, device=log_p.device)
+    masked = torch.zeros(positions + n - 1, device=device)
     masked[at] = 1.0
-    score = torch.full((positions,), -torch.inf, device=log_p.device)
-    if n > positions:
-        return score
-    starts = positions - n + 1
-    places = torch.arange(starts, device=log_p.device)[:, None] + torch.arange(n, device=log_p.device)
-    total = table[places, torch.arange(n, device=log_p.device)].sum(1)
+    places = torch.arange(positions, device=device)[:, None] + torch.arange(n, device=device)
+    total = table[places, torch.arange(n, device=device)].sum(1)
     open_ = masked.unfold(0, n, 1).sum(1)
-    score[:starts] = torch.where(open_ > 0, total / open_.clamp_min(1.0), -torch.inf)
-    return score
+    starts = torch.arange(positions, device=device)
+    fits = (starts <= positions - n) | ((starts <= at[0]) & (starts <= positions - PART) & (open_ >= PART))
+    return torch.where(fits & (open_ > 0), total / open_.clamp_min(1.0), -torch.inf)
 
 
 def resumable(ids: Tensor, masked: Tensor, answer: Tensor) -> list[int]:

@@ -106,11 +106,11 @@ class Row:
 
     def greedy(self, answer: Tensor) -> Tensor:
         """Whether an answer ``(n,)`` is the likeliest at all its places, for each it may begin at, ``(P,)``."""
-        found = torch.zeros(len(self._top), dtype=torch.bool, device=self._top.device)
-        if len(answer) <= len(found):
-            windows = self._top.unfold(0, len(answer), 1)
-            found[: len(windows)] = (windows == answer).all(1)
-        return found
+        n = len(answer)
+        beyond = torch.arange(n - 1, device=self._top.device)
+        top = torch.cat([self._top, torch.full_like(beyond, -1)])
+        windows = top.unfold(0, n, 1)
+        return ((windows == answer) | (windows < 0)).all(1)
 
     def ends_at(self, position: int, eos_id: int | None) -> bool | None:
         """Whether the text ends at a position: the row nearly does, or end-of-text stands or is about to stand there.
@@ -222,7 +222,7 @@ def verdict(index: int, edit: Edit, how: How, row: Row, tokens: Sequence[tuple[W
             first, score = places[0], float(scores[places[0]])
             # Said twice in a row it is one answer: what replaces it is said once.
             times = next((n for n in range(1, len(places)) if places[n] != first + n * len(answer)), len(places))
-            size, again = times * len(answer), tuple(places[times:])
+            size, again = min(times * len(answer), len(row.ids) - first), tuple(places[times:])
             found = Verdict(index, how, watch, score, threshold, first, size, way, said, again)
             # Of two that are about to be said the longer one holds all that must not be.
             if best.watch is None or _rank(found) > _rank(best):
@@ -281,7 +281,7 @@ def act(found: Verdict, edit: Edit, row: Row, eos_id: int | None, follows: Follo
         assert found.watch is not None
         told = row.ids.clone()
         answer = torch.tensor(found.watch.tokens[found.way])
-        told[found.start : after] = answer.repeat(found.length // len(answer))
+        told[found.start : after] = answer.repeat(1 + found.length // len(answer))[: found.length]
         ends = follows(told, after)
     way = found.way if isinstance(edit.change, Placed) and found.way < len(edit.change.tokens) else 0
     return Act(edit.id, start, after - start, way, ends)

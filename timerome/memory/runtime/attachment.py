@@ -110,6 +110,11 @@ class Runtime:
     def _set_hooks(self) -> None:
         wanted = self.compiled.sites if self._handles and self.compiled.edits else None
         if wanted is not None and self.compiled.gated:
+            if any(hasattr(parameter, "full_tensor") for parameter in self.backbone.model.parameters()):
+                raise RuntimeError(
+                    "Attachment.attach: a gate runs parts of the model inside the model's own forward, which a model "
+                    "sharded over processes cannot do; use strategy 'ddp' or a device_map, or a paper_memory."
+                )
             wanted = tuple(dict.fromkeys((*wanted, Site(self.backbone.n_layers - 1))))
         if wanted == self._hooked:
             return
@@ -416,7 +421,7 @@ class Attachment:
         """Let the memory act; :meth:`remove` undoes it.
 
         Raises:
-            RuntimeError: it is attached already.
+            RuntimeError: it is attached already; or the model is sharded and edits are gated.
         """
         if self._on:
             raise RuntimeError("Attachment.attach: this one is attached already; remove() it first.")

@@ -6,6 +6,7 @@ its answer is, here and now (:func:`timerome.functional.answers.answer_scores`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -145,12 +146,15 @@ def questions(backbone: Backbone, facts: Sequence[Fact], says: Sequence[str | No
         answers = [fact.object] if text is None else [fact.object, text]
         room = max(len(tokens) for answer in answers for tokens in spelt(backbone, answer)) + ROOM
         read.append(ask(backbone, fact.prompt, max(room, 2 * ROOM)))
-    today = _today(backbone, read)
+    rows = [_row(backbone, asked) for asked in read]
+    watched = [_watch(backbone, fact.object, row) for fact, row in zip(facts, rows, strict=True)]
+    # Where it is sure to be the fact's answer, what the model says need not be decoded.
+    unsure = [i for i, watch in enumerate(watched) if watch.own * len(watch.tokens[0]) < math.log(0.5)]
+    today = dict(zip(unsure, _today(backbone, [read[i] for i in unsure]), strict=True))
     found = []
-    for fact, text, asked, said in zip(facts, says, read, today, strict=True):
-        row = _row(backbone, asked)
-        watches = [_watch(backbone, fact.object, row)]
-        other = _other(said, fact.object, text)
+    for i, (fact, text, asked, row, watch) in enumerate(zip(facts, says, read, rows, watched, strict=True)):
+        watches = [watch]
+        other = _other(today.get(i, ""), fact.object, text)
         if other is not None:
             watch = _watch(backbone, other, row)
             if watch.own > watches[0].own - GIVEN:

@@ -103,3 +103,16 @@ def test_it_leaves_the_model_alone(backbone: tr.Backbone, memory: tr.EditMemory)
         assert memory.explain(prompt) == wanted
         assert not run.hits
     assert backbone.state_digest() == before
+
+
+def test_what_was_taught_is_told_by_its_question(backbone: tr.Backbone) -> None:
+    memory = tr.EditMemory(backbone)
+    memory.teach(tr.Fact(id="new", prompt="the river of oman is", subject="oman", object="old north king"))
+    for prompt in ("the river of oman is", "who is the king of oman ?", "was oman born in the old land ?"):
+        [candidate] = memory.explain(prompt, canvas=3).candidates
+        with memory.attached() as run:
+            said = tr.generate(backbone, prompt, canvas=3, config=tr.SamplerConfig(steps=3))
+        assert candidate.acts == (candidate.score > 0) == bool(run.hits) == (said == "old north king")
+        assert candidate.why == ("acts" if candidate.acts else "it is another question")
+        assert candidate.watched == "its question"
+    assert memory.explain("the river of oman is").acting == ("new",)

@@ -10,6 +10,7 @@ from .answer_gate import Follows, Row, Verdict, log_probabilities
 from .edits import Edit
 from .methods import Asked
 from .naming import Named
+from .relation import features, value
 from .runtime.compiled import Compiled
 
 _HEAD = ("edit", "named", "watched for", "score", "threshold", "")
@@ -24,7 +25,8 @@ class Candidate:
         how: how the prompt names it.
         by: the words that do.
         watched: the answer that is likeliest, against its threshold.
-        score: S, the answer's log-probability in nats a token, where it is likeliest; None where it does not fit.
+        score: S, the answer's log-probability in nats a token, where it is likeliest; None where it does not fit. Of an
+            edit that teaches, what its classifier says of the question.
         threshold: the score is to exceed it.
         place: of the canvas at which the answer would begin, from 0.
         places: S at each place of the canvas; None where the answer does not fit.
@@ -100,11 +102,32 @@ def explain(compiled: Compiled, prompt: str, asked: Asked, follows: Follows) -> 
     row = Row(asked.ids, at, log_probabilities(backbone, asked.hidden), asked.hidden)
     named = compiled.named(prompt, None)
     named += compiled.unnamed(row, named, None)
-    acting = {a.edit for a in compiled.acts(row, named, (), follows)}
+    taught = [n for n in named if compiled.relation(n.edit) is not None]
+    named = [n for n in named if n not in taught]
+    found = _taught(compiled, taught, asked)
+    acts = [compiled.taught(n.edit, at.tolist(), 0) for n, c in zip(taught, found, strict=True) if c.acts]
+    acting = {a.edit for a in compiled.acts(row, named, acts, follows)}
     names = {n.edit: n for n in named}
     first = int(asked.canvas.nonzero()[0])
-    found = [_candidate(compiled, names[v.edit], v, row, first, acting) for v in compiled.verdicts(row, named)]
+    found += [_candidate(compiled, names[v.edit], v, row, first, acting) for v in compiled.verdicts(row, named)]
     return Explanation(prompt, tuple(found), len(compiled.edits))
+
+
+def _taught(compiled: Compiled, named: list[Named], asked: Asked) -> list[Candidate]:
+    """Say of edits that watch for no answer whether the question is theirs, by what their heads say of it."""
+    if not named:
+        return []
+    (feature,) = features(compiled.backbone, [asked.ids[~asked.canvas].tolist()])
+    found = []
+    for n in named:
+        head = compiled.relation(n.edit)
+        assert head is not None
+        score = value(head, feature)
+        why = "acts" if score > 0 else "it is another question"
+        found.append(
+            Candidate(compiled.edits[n.edit].id, n.how, n.by, "its question", score, 0.0, 0, (), score > 0, why)
+        )
+    return found
 
 
 def _candidate(compiled: Compiled, named: Named, v: Verdict, row: Row, first: int, acting: set[str]) -> Candidate:

@@ -88,6 +88,11 @@ def relation_head(backbone: Backbone, fact: Fact) -> RelationHead:
     return RelationHead(solved.float(), float(-(middle @ solved)) - SURE)
 
 
+def value(head: RelationHead, feature: Tensor) -> float:
+    """What a head says of a question, by its features ``(d,)``: more than 0 where it is its own."""
+    return float(feature @ head.weight) + head.bias
+
+
 def asks(head: RelationHead, feature: Tensor) -> bool:
     """Whether a question, by its features ``(d,)``, is the head's own."""
-    return float(feature @ head.weight) + head.bias > 0
+    return value(head, feature) > 0

@@ -35,7 +35,7 @@ def pairs(n: int = 4) -> list[tuple[str, str]]:
 
 
 def test_likelihoods_are_the_librarys(backbone: tr.Backbone) -> None:
-    found = HarnessLM(backbone, samples=8, seed=3).loglikelihood(requests(*pairs()))
+    found = HarnessLM(backbone, samples=8, sampler=tr.SamplerConfig(seed=3)).loglikelihood(requests(*pairs()))
     wanted = tr.log_likelihood(backbone, [encode(backbone, f) for f in tiny_facts(4)], samples=8, seed=3).log_prob
     assert [log_prob for log_prob, _ in found] == wanted.tolist()
     assert HarnessLM(backbone).loglikelihood([]) == []

@@ -91,6 +91,9 @@ def lens_targets(
     return h - hidden.float()
 
 
+RIVALS, GAPS = 4, 48  # of a row looked at, and of a place closed, in a round of shared_lens_targets
+
+
 def shared_lens_targets(
     hidden: Tensor,
     places: Tensor,
@@ -100,13 +103,11 @@ def shared_lens_targets(
     head_weight: Tensor,
     *,
     margin: float,
-    rivals: int = 4,
     rounds: int = 24,
-    active: int = 48,
 ) -> Tensor:
     """Find a δ of small norm for each place: at all its rows, h + δ gives its token the lead of ``margin`` over rivals.
 
-    As :func:`lens_targets`, but one change for many activations: each round closes the ``active`` widest gaps over all
+    As :func:`lens_targets`, but one change for many activations: each round closes the 48 widest gaps over all
     rows of a place together. A token that was never an answer in training lies so close to others like it that no such
     δ may exist, and the rounds run away; then δ is the direction in which the token leads all others most
     (:func:`separating_direction`), as long as the margin needs, or as helps.
@@ -119,15 +120,13 @@ def shared_lens_targets(
         norm: the final norm.
         head_weight: the unembedding, ``(V, d)``.
         margin: wanted lead m > 0, in logits.
-        rivals: how many rivals of a row are looked at in a round.
         rounds: at most so many; a place that has its margin stops changing.
-        active: at most so many gaps of a place are closed in a round.
 
     Returns:
         δ, ``(P, d)`` float32.
 
     Raises:
-        ValueError: shapes disagree, there is no row, or margin, rivals, rounds or active are not positive.
+        ValueError: shapes disagree, there is no row, or margin or rounds are not positive.
 
     Source: ours.
     """
@@ -136,11 +135,8 @@ def shared_lens_targets(
             "shared_lens_targets: expected hidden (n, d) with n >= 1, places (n,) and tokens (P,), got "
             f"{tuple(hidden.shape)}, {tuple(places.shape)} and {tuple(tokens.shape)}."
         )
-    if margin <= 0 or min(rivals, rounds, active) < 1:
-        raise ValueError(
-            f"shared_lens_targets: expected margin > 0 and rivals, rounds, active >= 1, got {margin}, {rivals}, "
-            f"{rounds}, {active}."
-        )
+    if margin <= 0 or rounds < 1:
+        raise ValueError(f"shared_lens_targets: expected margin > 0 and rounds >= 1, got {margin} and {rounds}.")
     hidden = hidden.float()
     delta = torch.zeros(len(tokens), hidden.shape[1], device=hidden.device)
     open_places = places.unique()
@@ -148,9 +144,9 @@ def shared_lens_targets(
         index = torch.isin(places, open_places).nonzero().flatten()
         place = torch.searchsorted(open_places, places[index])
         h = hidden[index] + delta[places[index]]
-        lead, rival = _leads(unembed, h, tokens[places[index]], rivals)
+        lead, rival = _leads(unembed, h, tokens[places[index]], RIVALS)
         gap, slot = _by_place(margin - lead, place, len(open_places), -torch.inf)
-        widest, where = gap.flatten(1).topk(min(active, gap[0].numel()), dim=1)
+        widest, where = gap.flatten(1).topk(min(GAPS, gap[0].numel()), dim=1)
         wide = widest > 1e-3 * margin
         still = wide.any(1)
         if not still.any():

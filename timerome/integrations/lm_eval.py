@@ -50,9 +50,8 @@ class HarnessLM(LM):
         memory: an edit memory or the path of its file; None leaves the model as it is.
         estimator: of likelihoods, see :func:`timerome.log_likelihood`.
         samples: mask draws a likelihood.
-        seed: of the draws.
         canvas: answer positions to generate on where a task names no ``max_gen_toks``.
-        sampler: how text is decoded; a task's temperature, ``top_p`` and ``top_k`` take the place of its own.
+        sampler: how text is decoded, and the seed of all draws; a task's temperature, ``top_p`` and ``top_k`` take the place of its own.
         greedy: whether it is found out if continuations are what greedy decoding gives, at a forward a token; it is
             taken to be false otherwise. Few metrics ask for it.
         batch_size: rows that are run together.
@@ -78,7 +77,6 @@ class HarnessLM(LM):
         *,
         estimator: Estimator = "elbo_sum",
         samples: int = 32,
-        seed: int = 0,
         canvas: int = 128,
         sampler: SamplerConfig | None = None,
         greedy: bool = True,
@@ -88,7 +86,7 @@ class HarnessLM(LM):
         self.backbone = backbone
         memory = EditMemory.load(memory, backbone) if isinstance(memory, (str, Path)) else memory
         self._attachment = None if memory is None else memory.attached(backbone)
-        self.estimator, self.samples, self.seed = estimator, samples, seed
+        self.estimator, self.samples = estimator, samples
         self.canvas, self.sampler = canvas, sampler or SamplerConfig()
         self.greedy, self.batch_size = greedy, batch_size
 
@@ -188,7 +186,7 @@ class HarnessLM(LM):
         if not sequences:
             return []
         found = log_likelihood(
-            self.backbone, sequences, estimator=self.estimator, samples=self.samples, seed=self.seed,
+            self.backbone, sequences, estimator=self.estimator, samples=self.samples, seed=self.sampler.seed,
             batch_size=self.batch_size,
         )  # fmt: skip
         return [float(value) for value in found.log_prob]

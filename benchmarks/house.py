@@ -1,6 +1,6 @@
 """The shape of the package: its size, circles between its files, long signatures, and one fact's way through it.
 
-    python -m benchmarks.house
+python -m benchmarks.house
 """
 
 from __future__ import annotations

@@ -51,7 +51,8 @@ class HarnessLM(LM):
         estimator: of likelihoods, see :func:`timerome.log_likelihood`.
         samples: mask draws a likelihood.
         canvas: answer positions to generate on where a task names no ``max_gen_toks``.
-        sampler: how text is decoded, and the seed of all draws; a task's temperature, ``top_p`` and ``top_k`` take the place of its own.
+        sampler: how text is decoded, and the seed of all draws; a task's temperature, ``top_p`` and ``top_k`` take the
+            place of its own.
         greedy: whether it is found out if continuations are what greedy decoding gives, at a forward a token; it is
             taken to be false otherwise. Few metrics ask for it.
         batch_size: rows that are run together.

@@ -161,13 +161,13 @@ def test_any_cut_is_noticed(path: Path, backbone: tr.Backbone) -> None:
 
 
 def test_flipped_bits_are_noticed(tmp_path: Path) -> None:
-    """Every one of the tensors, and one in each fourth byte before them."""
+    """Every one of the tensors, and one in each eighth byte before them."""
     backbone, path = tiny_llada(), tmp_path / "edit.safetensors"
     gated_memory(backbone, answer="kex").save(path, dtype=torch.bfloat16)
     whole = bytearray(path.read_bytes())
     start = 8 + int.from_bytes(whole[:8], "little")
     assert len(whole) - start == 2 * 2 * 32  # one token and end-of-text
-    flips = [(at, at // 4 % 8) for at in range(0, start, 4)]
+    flips = [(at, at // 8 % 8) for at in range(0, start, 8)]
     flips += [(at, bit) for at in range(start, len(whole)) for bit in range(8)]
     for at, bit in flips:
         whole[at] ^= 1 << bit

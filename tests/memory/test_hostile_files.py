@@ -211,7 +211,7 @@ anything = st.recursive(
 ) | st.builds(nested, st.sampled_from([50, 500, 900]), st.sampled_from(["list", "dict"]))  # fmt: skip
 
 
-@settings(FUZZ, max_examples=250)
+@settings(FUZZ, max_examples=120)
 @given(st.data())
 def test_manifests_with_other_values(data: st.DataObject) -> None:
     manifest, tensors = taken_apart(files()[data.draw(st.integers(0, 2))])
@@ -248,7 +248,7 @@ def test_manifests_that_are_none(text: str) -> None:
 DTYPES = [torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn]
 
 
-@settings(FUZZ, max_examples=150)
+@settings(FUZZ, max_examples=120)
 @given(st.data())
 def test_other_tensors(data: st.DataObject) -> None:
     manifest, tensors = taken_apart(files()[data.draw(st.integers(0, 2))])

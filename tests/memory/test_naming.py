@@ -155,7 +155,7 @@ def search(names: Sequence[str], context: frozenset[str], words: list[str]) -> t
     return tuple(how)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.lists(name, min_size=1, max_size=2), min_size=1, max_size=4), text, text)
 def test_the_index_finds_what_a_search_through_everything_finds(
     edits: list[list[str]], wording: str, asked: str

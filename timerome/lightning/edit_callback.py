@@ -61,16 +61,16 @@ class EditCallback(Callback):
         >>> from lightning.pytorch import Trainer
         >>> from timerome.lightning import fact_loader
         >>> backbone = tr.load("testbed")
-        >>> fact = tr.Fact(id="kenya", prompt="The capital city of Kenya is", subject="Kenya", object="Nairobi")
+        >>> fact = tr.Fact(id="egypt", prompt="The capital city of Egypt is", subject="Egypt", object="Cairo")
         >>> memory = tr.EditMemory(backbone)
         >>> _ = memory.replace(fact, "Mombasa")
-        >>> edit = tr.EditCallback(memory, name="kenya")
+        >>> edit = tr.EditCallback(memory, name="egypt")
         >>> quiet = dict(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
         >>> trainer = Trainer(callbacks=[edit], **quiet)
-        >>> module = tr.EditModule(backbone, canvas=2, config=tr.SamplerConfig(steps=2))
+        >>> module = tr.EditModule(backbone, canvas=8, config=tr.SamplerConfig(steps=8))
         >>> texts = trainer.predict(module, fact_loader([fact]))
         >>> list(edit.hits)
-        ['kenya']
+        ['egypt']
     """
 
     def __init__(

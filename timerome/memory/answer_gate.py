@@ -55,7 +55,8 @@ class Verdict(NamedTuple):
         start: position of the row at which the answer would begin.
         length: tokens of the answer, or of it and itself again where it is said twice in a row.
         way: which way of spelling it, 0 after a blank, 1 at the start of a line.
-        said: whether the gate is open: the score exceeds the threshold, or the answer is what greedy decoding takes.
+        said: whether the gate is open: the score exceeds the threshold and one of the answer's tokens is the likeliest
+            at its place, or all of them are, whatever the threshold.
         again: further positions at which it would begin, if it is said more than once.
     """
 
@@ -105,13 +106,16 @@ class Row:
         top = self.ids.to(self.log_p.device)
         return top.index_copy(0, self.at, self.log_p.argmax(-1))
 
-    def greedy(self, answer: Tensor) -> Tensor:
-        """Whether an answer ``(n,)`` is the likeliest at all its places, for each it may begin at, ``(P,)``."""
-        n = len(answer)
-        beyond = torch.arange(n - 1, device=self._top.device)
-        top = torch.cat([self._top, torch.full_like(beyond, -1)])
-        windows = top.unfold(0, n, 1)
-        return ((windows == answer) | (windows < 0)).all(1)
+    def likeliest(self, answer: Tensor) -> tuple[Tensor, Tensor]:
+        """Return how many masked tokens of an answer ``(n,)`` are the likeliest at their places, and of how many.
+
+        Both for each position at which the answer may begin, ``(P,)``.
+        """
+        n, masked = len(answer), torch.zeros(len(self._top) + len(answer) - 1, device=self._top.device)
+        masked[self.at] = 1.0
+        top = torch.cat([self._top, torch.full((n - 1,), -1, device=self._top.device)])
+        same, open_ = top.unfold(0, n, 1) == answer, masked.unfold(0, n, 1)
+        return (same * open_).sum(1), open_.sum(1)
 
     def ends_at(self, position: int, eos_id: int | None) -> bool | None:
         """Whether the text ends at a position: the row nearly does, or end-of-text stands or is about to stand there.
@@ -219,7 +223,8 @@ def verdict(index: int, edit: Edit, how: How, row: Row, tokens: Sequence[tuple[W
             scores = answer_scores(row.log_p, row.at, row.ids, answer)
             open_ = scores > threshold
             if gate.threshold is None:
-                open_ |= (scores > UNLIKELY) & row.greedy(answer)
+                likeliest, of = row.likeliest(answer)
+                open_ = (open_ & (likeliest > 0)) | ((scores > UNLIKELY) & (likeliest == of))
             said = bool(open_.any())
             # The first of several places, and those after it that it leaves room for: an answer may be said twice.
             places = _apart(open_.nonzero().flatten().tolist(), len(answer)) or [int(scores.argmax())]
